@@ -1,0 +1,47 @@
+# Two commands do all the set-up on a bare machine: `make demo` and `make test`.
+# A name on the PATH can be a version manager's shim for a Python that isn't installed: only one that runs counts.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+
+.PHONY: demo test lint suite bench clean
+
+demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
+	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
+
+test: $(VENV)/.dev lint suite  ## the whole suite
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+suite: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --dist loadfile
+
+bench: $(VENV)/.default  ## re-make every figure of the README
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Quicksilver needs Python 3.11 or later; say which with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.default: envs/default.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV): OpenVINO, NNCF, PyTorch and what they need; about 1.8 GB on disk with a CPU build of PyTorch." >&2
+	@echo "(A torch for GPUs takes several GB more. For the CPU build, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.)" >&2
+	@$(PIP) -r envs/default.lock
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: envs/dev.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) what the tests need; about 1.9 GB on disk with a CPU build of PyTorch." >&2
+	@$(PIP) -r envs/dev.lock
+	@$(PIP) --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

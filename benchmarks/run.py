@@ -1,0 +1,78 @@
+"""Re-make every figure of the README: run each benchmark, keep its JSON line, and write the figures between the marks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
+RECIPE = HERE.parent / "examples" / "recipes" / "smollm2-cost.toml"
+JOBS = {
+    "light": [str(HERE / "light.py")],
+    "speedup": [str(HERE / "speedup.py"), str(RECIPE)],
+}
+
+
+def main() -> int:
+    """Run the benchmarks named on the command line (all of them by default), one after the other."""
+    names = sys.argv[1:] or list(JOBS)
+    RESULTS.mkdir(exist_ok=True)
+    for name in names:
+        done = subprocess.run([sys.executable, *JOBS[name]], check=True, stdout=subprocess.PIPE, text=True)
+        document = json.loads(done.stdout.splitlines()[-1])
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    before, rest = README.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n{figures()}\n{END}{after}")
+    return 0
+
+
+def figures() -> str:
+    """Return the README's figures in Markdown, from the results kept."""
+    speedup, light = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speedup", "light"))
+    lines = [
+        "| recipe | tokens/s, 1 stream | against as-is | tokens/s, 8 streams | against as-is | quality loss |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in speedup["rows"]:
+        one, eight, loss = row["1 streams"], row["8 streams"], row["quality_loss_percent"]
+        lines.append(
+            f"| {row['recipe']} | {_ranged(one['tokens_per_s'], 0)} | {_ranged(one['ratio'], 2)}x "
+            f"| {_ranged(eight['tokens_per_s'], 0)} | {_ranged(eight['ratio'], 2)}x | {_ranged(loss, 2)} % |"
+        )
+    requests = sum(speedup["rows"][0][f"{c} streams"]["requests"] for c in (1, 8))
+    lines += [
+        "",
+        f"SmolLM2-135M-Instruct on `hotpotqa`, {requests} prompts a recipe in {speedup['rounds']} interleaved rounds, over HTTP; in",
+        (
+            "brackets the range of rounds (tokens/s) and 95 % intervals (ratios, loss). "
+            f"Commit {speedup['commit']}, {speedup['time']}, {speedup['machine']}."
+        ),
+        "",
+        (
+            f"`import quicksilver` takes {light['import_ms']['median']:.0f} ms "
+            f"({light['import_ms']['low']:.0f}-{light['import_ms']['high']:.0f}), of which Python itself "
+            f"{light['python_ms']['median']:.0f}; `quicksilver --help` {light['help_ms']['median']:.0f} ms "
+            f"({light['help_ms']['low']:.0f}-{light['help_ms']['high']:.0f}). Commit {light['commit']}, {light['time']}."
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _ranged(figure: dict[str, Any] | None, digits: int) -> str:
+    if figure is None:
+        return "n/a"
+    value, low, high = (
+        None if x is None else round(x, digits) + 0.0 for x in map(figure.get, ("value", "low", "high"))
+    )
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low is not None else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

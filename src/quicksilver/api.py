@@ -1,0 +1,340 @@
+"""The Python API: plain functions with the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from quicksilver.build import build as building
+from quicksilver.build import plan as planning
+from quicksilver.errors import BadInputError, unknown
+from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.engine import Endpoint
+from quicksilver.nouns.goal import Goal
+from quicksilver.nouns.model import Model
+from quicksilver.nouns.recipe import Recipe
+from quicksilver.nouns.result import Candidate, Result
+from quicksilver.nouns.score import Cost, Speed
+from quicksilver.nouns.workload import Prompt, Workload
+from quicksilver.search.events import Event
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Progress = Callable[[Event], None]
+GoalName = Literal["cost", "throughput", "latency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """A finished search: its result, and the folder that holds result.json, report.html and the winner's artefact."""
+
+    result: Result
+    folder: Path
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate that won; None if nothing meets the limits."""
+        return self.result.candidate(self.result.best) if self.result.best else None
+
+    def table(self, *, width: int | None = None) -> Group:
+        """Return the table of recipes, for rich to print."""
+        from quicksilver.bench import report
+
+        return report.table(self.result, width=width)
+
+    def report(self) -> Path:
+        """Return the path of report.html."""
+        return self.folder / "report.html"
+
+    @contextmanager
+    def serve(self, *, port: int = 0) -> Iterator[Endpoint]:
+        """Serve the winner until the context ends."""
+        with serving(str(self.folder), port=port) as endpoint:
+            yield endpoint
+
+    def _repr_html_(self) -> str:
+        from quicksilver.bench import report
+
+        return report.notebook_html(self.result)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What a load on one endpoint measured."""
+
+    target: str
+    model: str
+    workload: str
+    speeds: tuple[Speed, ...]
+    costs: tuple[Cost | None, ...]
+    samples: Path
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON document."""
+        return {
+            "target": self.target,
+            "model": self.model,
+            "workload": self.workload,
+            "speeds": [s.model_dump(mode="json") for s in self.speeds],
+            "costs": [c.model_dump(mode="json") if c else None for c in self.costs],
+            "samples": str(self.samples),
+            "notes": list(self.notes),
+        }
+
+
+def optimize(
+    model: str,
+    *,
+    workload: str = "hotpotqa",
+    goal: str = "cost",
+    max_quality_loss: float = 1.0,
+    ttft_p95_ms: float | None = None,
+    itl_p95_ms: float | None = None,
+    memory_mb: float | None = None,
+    engine: str = "openvino",
+    recipes: Sequence[Recipe] | None = None,
+    streams: Sequence[int] | None = None,
+    budget_minutes: float = 10.0,
+    prompts: int | None = None,
+    price_per_hour: float | None = None,
+    instance: str | None = None,
+    discount: float = 0.0,
+    input_output_ratio: float = 3.0,
+    accept_licence: bool = False,
+    seed: int = 0,
+    runs: Path = Path("runs"),
+    run_id: str | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Optimization:
+    """Find, prove and build the best way to serve a model on this machine.
+
+    The same call again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
+    """
+    from quicksilver import engines
+    from quicksilver.bench import report
+    from quicksilver.bench.price import price as make_price
+    from quicksilver.hardware import detect
+    from quicksilver.search.optimize import optimize as carry_out
+    from quicksilver.search.outcome import keep_artifact
+    from quicksilver.search.run import open_run
+    from quicksilver.search.state import Search
+    from quicksilver.sources import models
+
+    if goal not in get_args(GoalName):
+        raise unknown("goal", goal, get_args(GoalName))
+    if budget_minutes <= 0:
+        raise BadInputError("A budget is a positive number of minutes.")
+    engines.find(engine).version()
+    price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
+    wanted = Goal(
+        metric=cast("GoalName", goal),
+        max_quality_loss=max_quality_loss,
+        ttft_p95_ms=ttft_p95_ms,
+        itl_p95_ms=itl_p95_ms,
+        memory_mb=memory_mb,
+    )
+    tell = progress or _silent
+    tell(Event("prepare", f"model {model}"))
+    found = models.resolve(model, accept_licence=accept_licence)
+    given = [_rebased(r, found, engine, accept_licence=accept_licence) for r in recipes] if recipes else None
+    load = _workload(workload, prompts, seed, streams)
+    inputs = {
+        "model": found.fingerprint,
+        "workload": load.hash,
+        "goal": wanted.hash,
+        "engine": engines.find(engine).version(),
+        "recipes": [r.hash for r in given] if given else None,
+        "budget": budget_minutes,
+    }
+    run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell)
+    search = Search(run, found, load, wanted, price, engine, command or _call(model, workload, goal))
+    with run.watching():
+        result = carry_out(search, given)
+    keep_artifact(search, result)
+    report.save(result, run.folder)
+    return Optimization(result, run.folder)
+
+
+def benchmark(
+    target: str,
+    workload: str = "hotpotqa",
+    *,
+    streams: Sequence[int] = (1, 8),
+    prompts: int | None = None,
+    rounds: int = 1,
+    repeat_prompts: bool = False,
+    model: str | None = None,
+    api_key_env: str | None = None,
+    price_per_hour: float | None = None,
+    instance: str | None = None,
+    discount: float = 0.0,
+    input_output_ratio: float = 3.0,
+    out: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
+
+    Each prompt is sent once in all unless `repeat_prompts` is set. Raises QuicksilverError.
+    """
+    from quicksilver.bench.load import run_load
+    from quicksilver.bench.price import cost
+    from quicksilver.bench.price import price as make_price
+    from quicksilver.bench.stats import speed
+    from quicksilver.engines.remote import connect
+    from quicksilver.hardware import detect
+
+    if rounds < 1:
+        raise BadInputError("A benchmark needs at least one round.")
+    price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
+    load = _workload(workload, prompts, seed, streams)
+    every = [*load.search, *load.evaluation]
+    batches = _batches(every, load.concurrencies, rounds, repeat=repeat_prompts)
+    tell = progress or _silent
+    notes: list[str] = []
+
+    def measure(endpoint: Endpoint) -> Benchmark:
+        samples_path = (out or Path("runs") / "bench").absolute() / f"samples-{load.hash}.jsonl"
+        samples_path.parent.mkdir(parents=True, exist_ok=True)
+        samples_path.unlink(missing_ok=True)
+        warm = load.calibration[:1] or every[-1:]
+        run_load(endpoint, warm, concurrency=1, max_tokens=16, out=samples_path, warmup=True)
+        samples = []
+        total, done = sum(len(batch) for _, _, batch in batches), 0
+        for number, concurrency, batch in batches:
+            tell(Event("bench", f"{concurrency} stream{'s' if concurrency > 1 else ''}", done, total))
+            samples += run_load(
+                endpoint,
+                batch,
+                concurrency=concurrency,
+                max_tokens=load.max_tokens,
+                out=samples_path,
+                round=number,
+                on_note=notes.append,
+            )
+            done += len(batch)
+        speeds = tuple(speed(samples, c) for c in load.concurrencies)
+        costs = tuple(cost(s, price) for s in speeds)
+        return Benchmark(target, endpoint.model, load.name, speeds, costs, samples_path, tuple(dict.fromkeys(notes)))
+
+    if target.startswith(("http://", "https://")):
+        return measure(connect(target, model, api_key_env))
+    with serving(target) as endpoint:
+        return measure(endpoint)
+
+
+def plan(recipe: Recipe, workload: str = "hotpotqa", *, accept_licence: bool = False, seed: int = 0) -> planning.Plan:
+    """Plan the build of a recipe: its steps, which of them are there, and what the others need."""
+    from quicksilver.sources import models, workloads
+
+    model = models.resolve(recipe.model, accept_licence=accept_licence)
+    calibrated = any(t.calibrated for t in recipe.techniques)
+    calibration = workloads.load(workload, seed=seed).calibration if calibrated else ()
+    return planning.make(recipe, model, calibration)
+
+
+def build(
+    recipe: Recipe,
+    *,
+    workload: str = "hotpotqa",
+    accept_licence: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Build a recipe, calibrated on a workload where a technique needs it, and return its artefact."""
+    tell = progress or _silent
+    made = plan(recipe, workload, accept_licence=accept_licence, seed=seed)
+    return building.build(made, say=lambda text: tell(Event("build", text)))
+
+
+@contextmanager
+def serving(target: str, *, port: int = 0) -> Iterator[Endpoint]:
+    """Serve an artefact, a run's winner or an object of the store on loopback until the context ends."""
+    from quicksilver import engines
+
+    artifact = find_artifact(target)
+    with engines.find(artifact.engine).serve(artifact.path, artifact.settings, port=port) as endpoint:
+        yield endpoint
+
+
+def serve(target: str, *, host: str = "127.0.0.1", port: int = 8000, insecure: bool = False) -> int:
+    """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code."""
+    from quicksilver.serve.__main__ import serve as run_server
+
+    artifact = find_artifact(target)
+    run_server(artifact.engine, artifact.path, artifact.settings, host=host, port=port, insecure=insecure)
+    return 0
+
+
+def find_artifact(target: str) -> Artifact:
+    """Return the artefact at a folder (an artefact's or a run's), or of a key in the store. Raises BadInputError."""
+    from quicksilver.build import store
+
+    path = Path(target).expanduser()
+    if path.exists() or "/" in target:
+        return Artifact.open(path)
+    return Artifact.open(store.path(store.resolve(target)))
+
+
+def _rebased(recipe: Recipe, model: Model, engine: str, *, accept_licence: bool) -> Recipe:
+    """Return a recipe under the model's own name. Raises BadInputError if it is for another model or engine."""
+    from quicksilver.sources import models
+
+    if recipe.engine != engine:
+        raise BadInputError(
+            f"The recipe {recipe.label} is for the engine {recipe.engine}, and the search for {engine}."
+        )
+    if recipe.model == model.source:
+        return recipe
+    if models.resolve(recipe.model, accept_licence=accept_licence).fingerprint != model.fingerprint:
+        raise BadInputError(
+            f"The recipe {recipe.label} is for the model {recipe.model}, and the search for {model.name}."
+        )
+    return recipe.model_copy(update={"model": model.source})
+
+
+def _workload(spec: str, prompts: int | None, seed: int, streams: Sequence[int] | None) -> Workload:
+    from quicksilver.sources import workloads
+
+    load = workloads.load(spec, prompts=prompts, seed=seed)
+    if streams is None:
+        return load
+    if not streams or any(s < 1 for s in streams):
+        raise BadInputError("Streams are positive whole numbers, such as 1,8.")
+    return load.model_copy(update={"concurrencies": tuple(sorted(set(streams)))})
+
+
+def _batches(
+    prompts: Sequence[Prompt], concurrencies: Sequence[int], rounds: int, *, repeat: bool
+) -> list[tuple[int, int, Sequence[Prompt]]]:
+    """Share prompts out over rounds and concurrencies, more to the higher ones; each is used once unless `repeat`."""
+    cells = [(number, c) for number in range(rounds) for c in concurrencies]
+    if repeat:
+        return [(number, c, prompts) for number, c in cells]
+    weights = [max(2.0, c) for _, c in cells]
+    batches: list[tuple[int, int, Sequence[Prompt]]] = []
+    start = 0
+    for (number, c), weight in zip(cells, weights, strict=True):
+        count = int(len(prompts) * weight / sum(weights))
+        if count < 1:
+            raise BadInputError(
+                f"{len(prompts)} prompts are too few for {rounds} rounds at {len(concurrencies)} loads; "
+                "give more with --prompts, or allow --repeat-prompts."
+            )
+        batches.append((number, c, prompts[start : start + count]))
+        start += count
+    return batches
+
+
+def _call(model: str, workload: str, goal: str) -> str:
+    return f"quicksilver.optimize({model!r}, workload={workload!r}, goal={goal!r})"
+
+
+def _silent(_: Event) -> None:
+    pass

@@ -1,0 +1,208 @@
+"""The table of recipes: its columns, and every figure in them as text, the same for every face of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quicksilver.bench import findings
+from quicksilver.nouns import Candidate, Figure, Goal, Result
+
+Mark = Literal["winner", "as-is", "over", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure as text: the main one, a second one below it, and what only a wide page has room for."""
+
+    main: str = findings.NOTHING
+    sub: str = ""
+    detail: str = ""
+    predicted: bool = False
+    over: bool = False
+    """Breaks a limit of the goal."""
+    value: float | None = None
+    """What the cell is sorted by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: two header lines with the units, the same shorter and in one line, and what it means."""
+
+    head: str
+    sub: str
+    short: tuple[str, str]
+    """The two header lines for a narrow terminal."""
+    title: str
+    meaning: str
+    cell: Callable[[Candidate], Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recipe that was measured."""
+
+    label: str
+    mark: Mark
+    cells: tuple[Cell, ...]
+
+
+def columns(result: Result, shown: Sequence[int]) -> list[Column]:
+    """The columns that some measured recipe has a figure for; tokens/s at the concurrencies to be shown."""
+    every = findings.concurrencies(result)
+    lowest = every[0] if every else 1
+    at = findings.streams(lowest)
+    found = [_speed_column(result, concurrency) for concurrency in shown]
+    found += [
+        Column("TTFT p50", "p99, ms", ("TTFT", "p50 ms"), f"TTFT at {at}, ms: p50 / p99", f"time to first token at {at}, ms; below it p99",
+               lambda c: _latency(result.goal, c, lowest, "ttft")),
+        Column("ITL p50", "p99, ms", ("ITL", "p50 ms"), f"ITL at {at}, ms: p50 / p99", f"inter-token latency at {at}, ms; below it p99",
+               lambda c: _latency(result.goal, c, lowest, "itl")),
+        Column("quality", "loss %", ("quality", "loss %"), "quality loss, %: value / 95 % interval", "rise of perplexity over the as-is model's; below it the 95 % interval",
+               lambda c: _quality(result.goal, c)),
+        Column("memory", "disk MB", ("MB", "disk"), "memory / disk, MB", "peak memory of the server; below it the artefact's size on disk",
+               lambda c: _memory(result.goal, c)),
+        Column("load", "s", ("load", "s"), "load, s", "from process start until it was ready", _load),
+        Column("$/1M", "blended", ("$/1M", "blend"), "$ per 1M tokens: measured / blended",
+               f"$ per million output tokens by measured throughput; below it the blended price, a formula: concurrency / p50 ITL at {result.price.input_output_ratio:g} input to 1 output token",
+               _price),
+    ]  # fmt: skip
+    rows = findings.measured(result)
+    return [column for column in found if any(column.cell(c) != Cell() for c in rows)]
+
+
+def rows(result: Result, shown: Sequence[Column]) -> list[Row]:
+    """One row for each recipe that was measured."""
+    won = findings.winner(result)
+    return [
+        Row(
+            candidate.label,
+            "winner" if candidate is won
+            else "as-is" if candidate.baseline
+            else "" if candidate.eligible or not candidate.reason
+            else "over",
+            tuple(column.cell(candidate) for column in shown),
+        )
+        for candidate in findings.measured(result)
+    ]  # fmt: skip
+
+
+def _speed_column(result: Result, concurrency: int) -> Column:
+    def cell(candidate: Candidate) -> Cell:
+        speed = candidate.score.at(concurrency)
+        if speed is None:
+            return Cell()
+        figure, times = speed.tokens_per_s, findings.ratio(result, candidate, concurrency)
+        return Cell(
+            findings.number(figure.value),
+            f"{times.value:.2f}x" if times else "",
+            findings.interval(figure),
+            figure.source == "predicted",
+            value=figure.value,
+        )
+
+    at = findings.streams(concurrency)
+    return Column(
+        "tokens/s",
+        at,
+        ("tok/s", f"at {concurrency}"),
+        f"tokens/s at {at} (against as-is)",
+        f"output tokens a second, all of {at}; below it the ratio to as-is",
+        cell,
+    )
+
+
+def _latency(goal: Goal, candidate: Candidate, concurrency: int, which: Literal["ttft", "itl"]) -> Cell:
+    speed = candidate.score.at(concurrency)
+    if speed is None:
+        return Cell()
+    ttft = which == "ttft"
+    latency, limit = (speed.ttft_ms, goal.ttft_p95_ms) if ttft else (speed.itl_ms, goal.itl_p95_ms)
+    if not findings.timed(latency):
+        return Cell()
+    return Cell(
+        findings.number(latency.p50),
+        findings.number(latency.p99),
+        predicted=speed.tokens_per_s.source == "predicted",
+        over=limit is not None and latency.p95 > limit,
+        value=latency.p50,
+    )
+
+
+def _quality(goal: Goal, candidate: Candidate) -> Cell:
+    loss = findings.loss(candidate)
+    if loss is None:
+        return Cell()
+    return Cell(
+        findings.percent(loss.value),
+        "" if candidate.baseline else findings.interval(loss, findings.percent),
+        predicted=loss.source == "predicted",
+        over=loss.value > goal.max_quality_loss,
+        value=loss.value,
+    )
+
+
+def _memory(goal: Goal, candidate: Candidate) -> Cell:
+    memory, disk = candidate.score.memory_mb, candidate.score.disk_mb
+    if memory is None and disk is None:
+        return Cell()
+    return Cell(
+        findings.number(memory),
+        findings.number(disk),
+        over=memory is not None and goal.memory_mb is not None and memory > goal.memory_mb,
+        value=memory,
+    )
+
+
+def _load(candidate: Candidate) -> Cell:
+    load_s = candidate.score.load_s
+    return Cell(findings.number(load_s), value=load_s) if load_s is not None else Cell()
+
+
+def _price(candidate: Candidate) -> Cell:
+    cost = candidate.score.cost
+    if cost is None:
+        return Cell()
+    return Cell(
+        findings.dollars(cost.measured),
+        findings.dollars(cost.blended),
+        predicted=findings.source(candidate) == "predicted",
+        value=cost.measured,
+    )
+
+
+def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """The heads and rows of a table of all that was measured of quality; empty if nothing was."""
+    having = [(c.label, c.score.quality) for c in findings.measured(result) if c.score.quality is not None]
+    tasks = list(dict.fromkeys(name for _, quality in having for name in quality.task))
+    heads = ["perplexity", "divergence, nats", "same answers, %", "same start, %", *tasks, "task loss, %", "tokens"]
+    rows = [
+        (
+            label,
+            [
+                Cell() if quality.perplexity is None else Cell(f"{quality.perplexity:.2f}"),
+                Cell(findings.number(quality.divergence)),
+                _share(quality.agreement),
+                _share(quality.common_prefix),
+                *(_ranged(quality.task.get(name)) for name in tasks),
+                _ranged(quality.task_loss_percent),
+                Cell(f"{quality.tokens:,}") if quality.tokens else Cell(),
+            ],
+        )
+        for label, quality in having
+    ]
+    kept = [i for i in range(len(heads)) if any(cells[i] != Cell() for _, cells in rows)]
+    return [heads[i] for i in kept], [(label, [cells[i] for i in kept]) for label, cells in rows]
+
+
+def _share(share: float | None) -> Cell:
+    return Cell() if share is None else Cell(f"{100 * share:.0f}")
+
+
+def _ranged(figure: Figure | None) -> Cell:
+    if figure is None:
+        return Cell()
+    return Cell(
+        f"{figure.value:.2f}", findings.interval(figure, "{:.2f}".format), predicted=figure.source == "predicted"
+    )

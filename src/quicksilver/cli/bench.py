@@ -1,0 +1,137 @@
+"""`quicksilver bench`: measure a server or an artefact under a workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quicksilver.cli.frame import Streams, emit, interruptible, json_option, note, price_options, table
+from quicksilver.cli.progress import watched
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from quicksilver.api import Benchmark
+    from quicksilver.nouns import Latency
+
+
+@click.command(short_help="Measure a server, an artefact or a run under a workload.")
+@click.argument("target")
+@click.option(
+    "--workload",
+    default="hotpotqa",
+    show_default=True,
+    metavar="SPEC",
+    help="A built-in workload, synthetic:622x250, or a JSON Lines file of yours.",
+)
+@click.option(
+    "--streams",
+    type=Streams(),
+    default="1,8",
+    show_default=True,
+    metavar="LIST",
+    help="Concurrencies, one after the other.",
+)
+@click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload.")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Repeats, for the spread.")
+@click.option(
+    "--repeat-prompts", is_flag=True, help="Let prompts come more than once; a prefix cache then flatters the figures."
+)
+@click.option("--model", metavar="NAME", help="The model's name on a server that has several.")
+@click.option("--api-key-env", metavar="VARIABLE", help="The environment variable that holds the server's API key.")
+@price_options
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the raw samples go.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def bench(
+    *,
+    target: str,
+    workload: str,
+    streams: tuple[int, ...],
+    prompts: int | None,
+    rounds: int,
+    repeat_prompts: bool,
+    model: str | None,
+    api_key_env: str | None,
+    price_per_hour: float | None,
+    instance: str | None,
+    discount: float,
+    input_output_ratio: float,
+    out: Path | None,
+    seed: int,
+) -> None:
+    """Measure TARGET: the URL of a server that speaks the OpenAI API, an artefact, runs/ID, or a key of the store."""
+    from quicksilver import api
+
+    with interruptible("nothing is left running; the same command measures again."), watched() as progress:
+        found = api.benchmark(
+            target,
+            workload,
+            streams=streams,
+            prompts=prompts,
+            rounds=rounds,
+            repeat_prompts=repeat_prompts,
+            model=model,
+            api_key_env=api_key_env,
+            price_per_hour=price_per_hour,
+            instance=instance,
+            discount=discount,
+            input_output_ratio=input_output_ratio,
+            out=out,
+            seed=seed,
+            progress=progress,
+        )
+
+    def show(screen: Console) -> None:
+        screen.print(f"{found.model} on {found.workload}", style="bold")
+        screen.print(_figures(found))
+        screen.print(f"\nSamples: {found.samples}", soft_wrap=True)
+
+    for doubt in found.notes:
+        note(doubt)
+    emit(found.to_json(), show)
+
+
+def _figures(found: Benchmark) -> Any:
+    """One row for each concurrency."""
+    heads = [
+        "streams",
+        "requests",
+        "errors",
+        "tokens/s",
+        "TTFT p50/p99 ms",
+        "ITL p50/p99 ms",
+        "prompt",
+        "answer",
+        "$/1M",
+        "$/1M blended",
+    ]
+    rows = []
+    for speed, cost in zip(found.speeds, found.costs, strict=True):
+        rate = speed.tokens_per_s
+        spread = (
+            f" ({rate.low:.1f} to {rate.high:.1f})"
+            if speed.rounds > 1 and rate.low is not None and rate.high is not None
+            else ""
+        )
+        rows.append(
+            [
+                str(speed.concurrency),
+                str(speed.requests),
+                str(speed.errors),
+                f"{rate.value:.1f}{spread}",
+                _latency(speed.ttft_ms),
+                _latency(speed.itl_ms),
+                f"{speed.prompt_tokens_p50:.0f}",
+                f"{speed.completion_tokens_p50:.0f}",
+                f"{cost.measured:.4f}" if cost else "",
+                f"{cost.blended:.4f}" if cost and cost.blended is not None else "",
+            ]
+        )
+    return table(heads, rows, right=range(len(heads)))
+
+
+def _latency(latency: Latency) -> str:
+    return f"{latency.p50:.1f} / {latency.p99:.1f}" if latency.count else ""

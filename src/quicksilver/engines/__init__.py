@@ -1,0 +1,53 @@
+"""Engines: what runs an artefact. One file (or folder) here is one engine, and its file's name is its name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from quicksilver.errors import EngineError, unknown
+from quicksilver.nouns import Engine
+
+GROUP = "quicksilver.engines"
+"""The entry-point group for engines of other packages."""
+NOT_ENGINES = {"process"}
+
+
+def names() -> list[str]:
+    """Return the names of all engines, without importing any of them."""
+    return sorted(_here() | set(_outside()))
+
+
+def find(name: str) -> Engine:
+    """Return an engine. Raises BadInputError for an unknown name, EngineError if it can't be imported."""
+    here, outside = _here(), _outside()
+    if name not in here | set(outside):
+        raise unknown("engine", name, here | set(outside))
+    module = f"{__name__}.{name}" if name in here else outside[name]
+    try:
+        return _engine_in(importlib.import_module(module), name)
+    except ImportError as error:
+        raise EngineError(f"The engine {name!r} can't be imported: {error}.") from error
+
+
+def _here() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)} - NOT_ENGINES
+
+
+def _outside() -> dict[str, str]:
+    return {entry.name: entry.module for entry in entry_points(group=GROUP)}
+
+
+def _engine_in(module: ModuleType, name: str) -> Engine:
+    found = [
+        value
+        for _, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, Engine) and not inspect.isabstract(value) and value.__module__.startswith(module.__name__)
+    ]
+    if len(found) != 1 or found[0].name != name:
+        raise EngineError(f"{module.__name__} has to define one Engine whose name is {name!r}.")
+    engine: Engine = found[0]()
+    return engine

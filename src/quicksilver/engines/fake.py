@@ -1,0 +1,324 @@
+"""fake: a deterministic engine for tests and demos. It needs a tokenizer and no weights, and its speed is set.
+
+It decodes a small language model that is a pure function: after a prompt it copies the prompt's tokens from a place
+that a hash chooses, and then ends. At each position eight tokens have logits, so penalties, temperature, top_k, top_p
+and log-probabilities mean what they mean elsewhere. Speculation and the number of streams change when tokens come,
+never which (see `step_ms`).
+
+`Settings.properties`: `prefill_ms_per_token`, `decode_ms`, `batch_cost`, `draft_cost`, all 0 or more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import json
+import math
+import random
+import shutil
+import threading
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from quicksilver import __version__
+from quicksilver.engines.process import serve_process
+from quicksilver.errors import BadInputError
+from quicksilver.nouns import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation, Step, Technique
+
+FILE = "fake.json"
+NOT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
+CANDIDATES = 8
+"""Tokens that have a logit at each position."""
+PROPERTIES = {"prefill_ms_per_token": 0.0, "decode_ms": 0.0, "batch_cost": 0.1, "draft_cost": 0.05}
+# What a technique does to the time of a prefill and of a decode step, and by how many nats it lowers log-probabilities.
+EFFECTS = {
+    "int8": (0.85, 0.7, 0.004),
+    "int4": (0.95, 0.55, 0.12),
+    "awq": (0.95, 0.55, 0.05),
+    "gptq": (0.95, 0.55, 0.06),
+    "mixed": (0.9, 0.6, 0.02),
+    "w8a8": (0.65, 0.75, 0.015),
+}
+NO_EFFECT = (1.0, 1.0, 0.0)
+
+
+def step_ms(decode_ms: float, streams: int, drafted: int, *, batch_cost: float, draft_cost: float) -> float:
+    """Return the ms of a decode step: each further stream adds `batch_cost` of `decode_ms`, each drafted token `draft_cost`.
+
+    `drafted` counts the tokens of all streams, so speculation wins less as the load grows.
+    """
+    return decode_ms * (1 + batch_cost * (streams - 1) + draft_cost * drafted)
+
+
+class Fake(Engine):
+    """Answers from a pure function of the prompt, at a speed that the settings say."""
+
+    name: ClassVar[str] = "fake"
+    format: ClassVar[str] = "fake"
+
+    def version(self) -> str:
+        """Return the project's version: it is built in."""
+        return __version__
+
+    def apply(self, technique: Technique, step: Step) -> None:
+        """Copy everything but weights, and note the technique in fake.json."""
+        for pattern in NOT_WEIGHTS:
+            for file in step.source.glob(pattern):
+                shutil.copyfile(file, step.target / file.name)  # without its mode: what's stored is read-only
+        done = _read_techniques(step.source)
+        prefill, decode, nats = EFFECTS.get(technique.name(), NO_EFFECT)
+        done.append(
+            {"name": technique.name(), "label": technique.label, "prefill": prefill, "decode": decode, "nats": nats}
+        )
+        (step.target / FILE).write_text(json.dumps({"techniques": done}, indent=1) + "\n")
+
+    def serve(
+        self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
+    ) -> AbstractContextManager[Endpoint]:
+        """Serve through the gateway, in a process of its own."""
+        return serve_process(self.name, artifact, settings, port=port, log=log)
+
+    def open(self, artifact: Path, settings: Settings) -> FakeDecoder:
+        """Open a folder that has a config.json. Raises BadInputError for an unknown property."""
+        return FakeDecoder(artifact, settings)
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    number: int
+    request: Request
+    deliver: Callable[[Burst], None]
+    digest: int
+    source: list[int]
+    """What it copies from: the prompt without tokens that end an answer."""
+    random: random.Random
+    tokens: list[int] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    cancelled: bool = False
+
+
+class FakeDecoder(Decoder):
+    """One thread that steps all running sequences together, and sleeps while there are none."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._max_streams = settings.max_streams
+        self._speculation: Speculation | None = settings.speculation
+        unknown = set(settings.properties) - set(PROPERTIES)
+        if unknown:
+            raise BadInputError(f"The fake engine has no property {min(unknown)!r}.")
+        times = {name: float(settings.properties.get(name, value)) for name, value in PROPERTIES.items()}
+        techniques = _read_techniques(folder)
+        self._prefill_ms = times["prefill_ms_per_token"] * math.prod(t["prefill"] for t in techniques)
+        self._decode_ms = times["decode_ms"] * math.prod(t["decode"] for t in techniques)
+        self._batch_cost, self._draft_cost = times["batch_cost"], times["draft_cost"]
+        self._nats = sum(t["nats"] for t in techniques)
+        config = _read_config(folder)
+        self._eos = _eos(folder, config)
+        self._vocab_size = int(config.get("vocab_size", 2))
+        self._changed = threading.Condition()
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []
+        self._known: dict[int, _Sequence] = {}
+        self._numbers = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="fake-decoder", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
+        """Queue a sequence. Raises ValueError for an empty prompt."""
+        if not request.prompt:
+            raise ValueError("The prompt has no tokens.")
+        digest = _digest(array("q", request.prompt).tobytes())
+        source = [token for token in request.prompt if token not in self._eos] or [0]
+        with self._changed:
+            self._numbers += 1
+            sequence = _Sequence(self._numbers, request, deliver, digest, source, random.Random(request.seed))
+            self._known[sequence.number] = sequence
+            self._waiting.append(sequence)
+            self._changed.notify()
+            return sequence.number
+
+    def cancel(self, number: int) -> None:
+        """Stop a sequence at the next step."""
+        with self._changed:
+            sequence = self._known.get(number)
+            if sequence is not None:
+                sequence.cancelled = True
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._closed):
+                    self._changed.wait()
+                if self._closed:
+                    for sequence in [*self._running, *self._waiting]:
+                        sequence.deliver(Burst([], finish="cancelled"))
+                    return
+                gone = [s for s in [*self._running, *self._waiting] if s.cancelled]
+                self._running = [s for s in self._running if not s.cancelled]
+                self._waiting = deque(s for s in self._waiting if not s.cancelled)
+                new: list[_Sequence] = []
+                while self._waiting and len(self._running) + len(new) < self._max_streams:
+                    new.append(self._waiting.popleft())
+            for sequence in gone:
+                self._end(sequence, Burst([], finish="cancelled"))
+            self._step(new)
+
+    def _step(self, new: list[_Sequence]) -> None:
+        """Prefill the new sequences, then give every running one its next token, or several that were guessed."""
+        running = self._running = [*self._running, *new]
+        if not running:
+            return
+        prefill = self._prefill_ms * sum(len(sequence.request.prompt) for sequence in new)
+        drafted = {sequence.number: self._drafted(sequence) for sequence in running}
+        decode = step_ms(
+            self._decode_ms,
+            len(running),
+            sum(drafted.values()),
+            batch_cost=self._batch_cost,
+            draft_cost=self._draft_cost,
+        )
+        if prefill + decode > 0:
+            time.sleep((prefill + decode) / 1000)
+        bursts = [(sequence, self._burst(sequence, drafted[sequence.number], sequence in new)) for sequence in running]
+        self._running = [sequence for sequence, burst in bursts if burst.finish is None]
+        for sequence, burst in bursts:
+            if burst.finish is None:
+                sequence.deliver(burst)
+            else:
+                self._end(sequence, burst)
+
+    def _end(self, sequence: _Sequence, burst: Burst) -> None:
+        with self._changed:
+            del self._known[sequence.number]
+        sequence.deliver(burst)
+
+    def _drafted(self, sequence: _Sequence) -> int:
+        if self._speculation is None:
+            return 0
+        wanted = sequence.request.speculate_tokens
+        return self._speculation.tokens if wanted is None else wanted
+
+    def _burst(self, sequence: _Sequence, drafted: int, first: bool) -> Burst:
+        """Decode the next token, and those of the drafted that a hash of the position accepts."""
+        request = sequence.request
+        burst = Burst([], logprobs=[] if request.logprobs else None)
+        if first and request.echo:
+            burst.prompt_logprobs = self._prompt_logprobs(request.prompt)
+        accepted = _digest(sequence.digest, len(sequence.tokens)) % (drafted + 1)
+        for _ in range(1 + accepted):
+            if len(sequence.tokens) >= request.max_tokens:
+                burst.finish = "length"
+                break
+            token, logprob = self._next(sequence)
+            sequence.tokens.append(token)
+            sequence.counts[token] += 1
+            burst.tokens.append(token)
+            if burst.logprobs is not None:
+                burst.logprobs.append(logprob)
+            if token in self._eos and not request.ignore_eos:
+                burst.finish = "stop"
+                break
+        if burst.finish is None and len(sequence.tokens) >= request.max_tokens:
+            burst.finish = "length"
+        return burst
+
+    def _next(self, sequence: _Sequence) -> tuple[int, float]:
+        """Choose the next token; return it with its log-probability before temperature and penalties."""
+        request = sequence.request
+        logits = self._logits(sequence)
+        total = math.log(sum(math.exp(value) for value in logits.values()))
+        scores = {
+            token: value
+            - request.frequency_penalty * sequence.counts[token]
+            - request.presence_penalty * (sequence.counts[token] > 0)
+            for token, value in logits.items()
+        }
+        if len(sequence.tokens) < request.min_tokens or request.ignore_eos:
+            scores = {token: value for token, value in scores.items() if token not in self._eos} or scores
+        token = _sample(scores, request, sequence.random)
+        return token, logits[token] - total - self._nats * _unit(token, len(sequence.tokens))
+
+    def _logits(self, sequence: _Sequence) -> dict[int, float]:
+        at, source = len(sequence.tokens), sequence.source
+        length = 8 + sequence.digest // 7919 % 57
+        copied = source[(sequence.digest + at) % len(source)]
+        logits = {}
+        for n in range(CANDIDATES - 2):
+            mark = _digest(sequence.digest, at, n)
+            logits[source[mark % len(source)]] = 3.0 * (mark >> 32) / 2**32
+        logits[copied] = 4.5
+        for token in sorted(self._eos)[:1]:
+            logits[token] = 9.0 if at >= length else -2.0
+        return logits
+
+    def _prompt_logprobs(self, prompt: list[int]) -> list[float | None]:
+        """Score each token by a hash of it and the one before: between -6 and 0 nats."""
+        scored: list[float | None] = [None]
+        for before, token in itertools.pairwise(prompt):
+            scored.append(-6 * _unit(before, token) ** 2 - self._nats * _unit(token, before))
+        return scored
+
+
+def _sample(scores: dict[int, float], request: Request, source: random.Random) -> int:
+    """Choose a token by temperature, top_k and top_p; at temperature 0 the likeliest."""
+    ranked = heapq.nlargest(request.top_k or len(scores), scores.items(), key=lambda item: (item[1], -item[0]))
+    if request.temperature == 0:
+        return ranked[0][0]
+    weights = [math.exp((value - ranked[0][1]) / request.temperature) for _, value in ranked]
+    allowed, kept = request.top_p * sum(weights), 0.0
+    for n, weight in enumerate(weights):
+        kept += weight
+        if kept >= allowed:
+            return source.choices(ranked[: n + 1], weights[: n + 1])[0][0]
+    return source.choices(ranked, weights)[0][0]
+
+
+def _digest(*values: bytes | int) -> int:
+    """Return 64 bits that are the same on every machine."""
+    data = b"".join(value if isinstance(value, bytes) else value.to_bytes(16, "big") for value in values)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+@lru_cache(maxsize=65_536)
+def _unit(first: int, second: int) -> float:
+    """Return a number between 0 and 1 for a pair."""
+    return _digest(first, second) / 2**64
+
+
+def _read_techniques(folder: Path) -> list[dict[str, Any]]:
+    path = folder / FILE
+    return json.loads(path.read_text())["techniques"] if path.is_file() else []
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInputError(f"{folder} has no config.json.")
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def _eos(folder: Path, config: dict[str, Any]) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.is_file() else {}
+    value = generation.get("eos_token_id", config.get("eos_token_id"))
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)

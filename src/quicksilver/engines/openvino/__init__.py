@@ -1,0 +1,49 @@
+"""OpenVINO GenAI on the CPU: continuous batching, speculation, weights in 16, 8 and 4 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from quicksilver.engines.process import serve_process
+from quicksilver.errors import EngineError
+from quicksilver.nouns.engine import Decoder, Endpoint, Engine, Settings
+
+
+class OpenVino(Engine):
+    """OpenVINO GenAI's continuous-batching pipeline behind our gateway, in a process of its own."""
+
+    name = "openvino"
+    format = "openvino-ir"
+
+    def version(self) -> str:
+        try:
+            return f"OpenVINO GenAI {version('openvino-genai')}"
+        except PackageNotFoundError as error:
+            raise EngineError(
+                "The engine openvino isn't installed; pip install 'quicksilver[serve]' adds it."
+            ) from error
+
+    def tools(self) -> dict[str, str]:
+        found = {}
+        for name in ("openvino", "openvino-tokenizers", "nncf", "optimum-intel", "transformers", "torch"):
+            with contextlib.suppress(PackageNotFoundError):
+                found[name] = version(name)
+        return found
+
+    @contextmanager
+    def serve(
+        self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
+    ) -> Iterator[Endpoint]:
+        self.version()
+        with serve_process(self.name, artifact, settings, port=port, log=log, python=sys.executable) as endpoint:
+            yield endpoint
+
+    def open(self, artifact: Path, settings: Settings) -> Decoder:
+        from quicksilver.engines.openvino.decoder import GenAiDecoder
+
+        return GenAiDecoder(artifact, settings)

@@ -1,0 +1,48 @@
+"""The errors that reach a user: one clear sentence each, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuicksilverError(Exception):
+    """Something the user can act on; the message is one whole sentence."""
+
+    exit_code = 1
+
+
+class BadInputError(QuicksilverError):
+    """What was given can't be used: a missing file, a broken line, a wrong value."""
+
+    exit_code = 2
+
+
+class IllegalRecipeError(BadInputError):
+    """The techniques of a recipe can't be stacked, or don't fit the model."""
+
+
+class NotEnoughError(QuicksilverError):
+    """The machine lacks memory or disk for what was asked."""
+
+    exit_code = 3
+
+
+class BuildError(QuicksilverError):
+    """A build step failed."""
+
+    exit_code = 4
+
+
+class EngineError(QuicksilverError):
+    """An engine could not be started, or died."""
+
+    exit_code = 5
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BadInputError:
+    """Make the error for an unknown name, with the nearest known one as a suggestion."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
+    return BadInputError(f"There is no {kind} named {name!r}; {hint}")

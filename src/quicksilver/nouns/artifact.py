@@ -1,0 +1,54 @@
+"""Artifact: a folder with weights, tokenizer, recipe.json and manifest.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quicksilver.errors import BadInputError
+from quicksilver.nouns.base import Noun
+from quicksilver.nouns.engine import Settings
+
+RECIPE = "recipe.json"
+MANIFEST = "manifest.json"
+
+
+class Artifact(Noun):
+    """A built recipe on disk."""
+
+    path: Path
+    key: str
+    label: str
+    model: str
+    engine: str
+    settings: Settings
+    disk_mb: float
+    target: dict[str, str]
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """Read an artefact's folder, or a run's folder that holds one. Raises BadInputError."""
+        folder = path / "artifact" if (path / "artifact").is_dir() else path
+        if not folder.is_dir():
+            raise BadInputError(f"There is no artefact at {path}.")
+        try:
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            recipe: dict[str, Any] = json.loads((folder / RECIPE).read_text())
+            return cls(
+                path=folder.resolve(),
+                key=manifest["key"],
+                label=recipe["label"],
+                model=recipe["name"],
+                engine=recipe["engine"],
+                settings=Settings.model_validate(recipe["serve"]),
+                disk_mb=sum(entry["bytes"] for entry in manifest["files"].values()) / 1e6,
+                target=manifest["target"],
+            )
+        except FileNotFoundError as error:
+            raise BadInputError(f"{folder} is not an artefact: {Path(error.filename).name} is missing.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{folder} is not an artefact that can be read: {error!r}.") from error
+
+    def identity(self) -> Any:
+        return {"key": self.key}

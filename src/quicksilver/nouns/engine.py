@@ -1,0 +1,144 @@
+"""Engine: what runs an artefact, and the small seam through which the gateway drives one that is embedded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from quicksilver.nouns.base import Noun
+
+if TYPE_CHECKING:
+    from quicksilver.nouns.technique import Step, Technique
+
+
+class Speculation(Noun):
+    """How an engine guesses tokens ahead of the model."""
+
+    kind: Literal["prompt_lookup", "draft"]
+    tokens: Annotated[int, Field(ge=1, le=32)] = 4
+    max_ngram: Annotated[int, Field(ge=1, le=8)] = 3
+    draft: str | None = Field(None, description="the draft's folder inside the artefact")
+
+
+class Settings(Noun):
+    """How an engine serves; techniques fill in their part, the user may set the rest."""
+
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="inference threads; 0 takes every core")
+    max_streams: Annotated[int, Field(ge=1)] = Field(64, description="sequences decoded at once")
+    max_batched_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="tokens in one forward pass")
+    kv_cache_gb: Annotated[float, Field(ge=0)] = Field(1.0, description="upper limit of the KV cache, GB")
+    kv_precision: str = Field("default", description="default, f16, bf16, u8 or u4")
+    activation_group_size: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="activations that share a scale when they are rounded on the fly; 0 keeps 16 bits"
+    )
+    prefix_caching: bool = False
+    speculation: Speculation | None = None
+    compiled_cache: bool = Field(False, description="load the graph compiled ahead of time")
+    properties: Mapping[str, str | int | float | bool] = Field(
+        default_factory=dict, description="handed to the engine as they are"
+    )
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A running server that speaks the OpenAI API."""
+
+    url: str
+    """Base URL that ends in /v1."""
+    model: str
+    pid: int | None = None
+    load_s: float | None = None
+    """Seconds from process start until it was ready."""
+    api_key: str | None = None
+    peak_memory_mb: Callable[[], float | None] = field(default=lambda: None)
+    """Peak resident memory of the server process so far, MB."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One sequence for an embedded engine to decode, in token ids."""
+
+    prompt: list[int]
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    ignore_eos: bool = False
+    logprobs: bool = False
+    echo: bool = False
+    """Return the log-probabilities of the prompt's own tokens in the first burst."""
+    speculate_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Burst:
+    """What one step of an embedded engine gave one sequence: one token, or several under speculation."""
+
+    tokens: list[int]
+    logprobs: list[float] | None = None
+    """Natural logarithms, one a token; None unless they were asked for."""
+    prompt_logprobs: list[float | None] | None = None
+    """One for each prompt token, None for the first; only in the first burst, only with echo."""
+    finish: Literal["stop", "length", "cancelled", "error"] | None = None
+    error: str | None = None
+
+
+class Decoder(ABC):
+    """An engine embedded in the gateway's process: sequences go in as token ids, bursts come out.
+
+    `deliver` is called from the decoder's own thread, in order, and for the last time with `finish` set.
+    """
+
+    @abstractmethod
+    def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
+        """Queue a sequence and return its number. Raises ValueError for a request that it can't honour."""
+
+    @abstractmethod
+    def cancel(self, number: int) -> None:
+        """Stop a sequence; its last burst says `cancelled`. A number that has finished is ignored."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the decoder's thread and free the model."""
+
+
+class Engine(ABC):
+    """Runs artefacts of one format. Its file's name under `engines` is its name."""
+
+    name: ClassVar[str]
+    format: ClassVar[str]
+    """The weight format it serves; technique steps are built for it."""
+    stack: ClassVar[str] = "default"
+    """The environment (a lock file under envs/) that its builds need."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the engine's version, or raise EngineError if it isn't installed."""
+
+    def tools(self) -> dict[str, str]:
+        """Return the versions of what its builds are made with: another version may build something else."""
+        return {}
+
+    def apply(self, technique: Technique, step: Step) -> None:
+        """Run a technique's build step for this engine's format. Called in the worker's process."""
+        technique.build(step)
+
+    @abstractmethod
+    def serve(
+        self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
+    ) -> AbstractContextManager[Endpoint]:
+        """Serve an artefact on loopback until the context ends; port 0 takes a free one."""
+
+    def open(self, artifact: Path, settings: Settings) -> Decoder:
+        """Open an artefact inside this process, for engines that the gateway embeds."""
+        raise TypeError(f"The engine {self.name!r} is not embedded: it runs as a server of its own.")

@@ -1,0 +1,32 @@
+"""Sample: the raw timestamps of one request."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Sample:
+    """What the load client saw of one request; times are seconds on its monotonic clock."""
+
+    prompt_id: str
+    concurrency: int
+    scheduled: float
+    sent: float
+    first: float | None = None
+    """When the first token arrived; None if none did."""
+    arrivals: list[float] = field(default_factory=list)
+    """When each piece of the stream arrived (several tokens may come in one piece)."""
+    end: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish: str | None = None
+    error: str | None = None
+    text: str = ""
+    warmup: bool = False
+    round: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The sample as a JSON object, one line of samples.jsonl."""
+        return asdict(self)

@@ -1,0 +1,119 @@
+"""From what a search measured to its result, and to the artefact that it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+
+from quicksilver.bench import stats
+from quicksilver.bench.price import cost
+from quicksilver.build import build as building
+from quicksilver.build import store
+from quicksilver.hardware import detect
+from quicksilver.nouns.result import Candidate, Lengths, Result
+from quicksilver.nouns.score import Figure, Score
+from quicksilver.search.choice import choose, merit
+from quicksilver.search.state import Entry, Search
+
+
+def standing(search: Search, entry: Entry) -> float:
+    return merit(score_of(search, entry), search.goal)
+
+
+def score_of(search: Search, entry: Entry) -> Score:
+    run = search.run
+    samples = run.samples(entry.hash, entry.rounds)
+    base = run.samples(search.baseline.hash, entry.rounds)
+    speeds = []
+    for concurrency in sorted({s.concurrency for s in samples if not s.warmup}):
+        speed = stats.speed(samples, concurrency)
+        ratio = Figure(value=1.0, unit="x") if entry is search.baseline else stats.ratio(samples, base, concurrency)
+        speeds.append(speed.model_copy(update={"ratio": ratio}))
+    served = run.servers(entry.hash)
+    return Score(
+        speed=tuple(speeds),
+        quality=entry.quality,
+        cost=cost(speeds[-1], search.price) if speeds else None,
+        memory_mb=max((s["memory_mb"] for s in served if s["memory_mb"]), default=None),
+        disk_mb=entry.artifact.disk_mb if entry.artifact else None,
+        load_s=stats.percentiles([s["load_s"] for s in served], (50,))[0] if served else None,
+    )
+
+
+def _candidate(search: Search, entry: Entry) -> Candidate:
+    recipe = entry.recipe
+    return Candidate(
+        label=recipe.label,
+        recipe=recipe.model_dump(mode="json") | {"techniques": [t.identity() for t in recipe.techniques]},
+        recipe_hash=entry.hash,
+        baseline=entry is search.baseline,
+        status=entry.status,
+        reason=entry.reason,
+        score=score_of(search, entry),
+        build_s=entry.build_s,
+    )
+
+
+def result_of(search: Search) -> Result:
+    run = search.run
+    candidates = [_candidate(search, entry) for entry in search.entries]
+    final = set(search.baseline.rounds)
+    in_final = {e.hash for e in search.entries if set(e.rounds) == final}
+    behind = [c for c in candidates if c.status == "measured" and c.recipe_hash not in in_final]
+    judged, best, why = choose([c for c in candidates if c not in behind], search.goal)
+    extra = [
+        Candidate(label=item.label, recipe={}, recipe_hash="", status="left out", reason=item.reason)
+        for item in search.left_out
+    ]
+    run.spent["total"] = run.elapsed_s
+    return Result(
+        id=run.folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=search.command,
+        model=search.model.name,
+        model_remark=search.model.remark,
+        workload=search.workload.name,
+        workload_remark=search.workload.remark,
+        lengths=_lengths(search),
+        goal=search.goal,
+        price=search.price,
+        hardware=detect(),
+        tools=building.tools(search.engine),
+        candidates=(*judged, *behind, *extra),
+        best=best,
+        why=why,
+        remarks=tuple(run.remarks),
+        seconds={name: round(value, 1) for name, value in run.spent.items()},
+        peak_memory_mb=round(run.peak_memory_mb),
+    )
+
+
+def _lengths(search: Search) -> Lengths | None:
+    samples = [s for s in search.run.samples(search.baseline.hash, search.baseline.rounds) if s.error is None]
+    if not samples:
+        return None
+    prompts = sorted(s.prompt_tokens for s in samples)
+    answers = sorted(s.completion_tokens for s in samples)
+    return Lengths(
+        prompt_min=prompts[0],
+        prompt_p50=round(stats.percentiles(prompts, (50,))[0]),
+        prompt_max=prompts[-1],
+        answer_p50=round(stats.percentiles(answers, (50,))[0]),
+        answer_max=answers[-1],
+    )
+
+
+def keep_artifact(search: Search, result: Result) -> None:
+    """Put the winner's artefact into the run's folder, by hard links."""
+    from quicksilver.sources.links import link_all
+
+    winner = next((e for e in search.entries if e.recipe.label == result.best), None)
+    if winner is None or winner.artifact is None:
+        return
+    target = search.run.folder / "artifact"
+    if not target.exists():
+        part = search.run.folder / "artifact.part"
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed here
+        part.mkdir()
+        link_all(store.path(winner.artifact.key), part)
+        part.rename(target)

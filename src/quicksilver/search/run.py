@@ -1,0 +1,255 @@
+"""Run: the folder of one search, what was measured in it so far, and how to go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from quicksilver import engines
+from quicksilver.bench.load import read_samples, run_load
+from quicksilver.errors import BadInputError
+from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.base import content_hash
+from quicksilver.nouns.engine import Endpoint
+from quicksilver.nouns.sample import Sample
+from quicksilver.nouns.workload import Prompt
+from quicksilver.search.events import Event
+from quicksilver.sources.home import writable, writing
+
+INPUTS = "run.json"
+RESULT = "result.json"
+ROUNDS = "rounds.jsonl"
+SERVERS = "servers.jsonl"
+WARM_UP_PROMPTS = 1
+
+
+@dataclass(slots=True)
+class Run:
+    """A folder below `runs/`: its inputs, samples, logs, and in the end result.json, report.html and the artefact."""
+
+    folder: Path
+    budget_s: float
+    progress: Callable[[Event], None]
+    begun: float = field(default_factory=time.monotonic)
+    spent: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
+    resumed: bool = False
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this process took the run up."""
+        return time.monotonic() - self.begun
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left."""
+        return max(0.0, self.budget_s - self.elapsed_s)
+
+    @property
+    def log(self) -> Path:
+        """Where servers and build workers write what they have to say."""
+        return self.folder / "log.txt"
+
+    def tell(self, phase: str, text: str, done: float | None = None, total: float | None = None) -> None:
+        """Tell whoever watches how far the run is."""
+        self.progress(Event(phase, text, done, total, self.left_s or None))
+
+    def counter(self, phase: str, text: str, before: int, total: int) -> Callable[[int, int], None]:
+        """Return a callback that tells how far a part of a phase is, counted from `before`."""
+        return lambda done, _: self.tell(phase, text, before + done, total)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of a block to the account of a phase."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - begun
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note the memory of this process and its children once a second while the block runs."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(1.0):
+                self.note_memory()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def note_memory(self) -> None:
+        """Keep the highest sum of resident memory of this process and its children seen, MB; shared pages count twice."""
+        me = psutil.Process()
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        self.peak_memory_mb = max(self.peak_memory_mb, total / 1e6)
+
+    def cell(self, recipe: str, concurrency: int, round_number: int) -> Path:
+        """The file of the samples of one recipe at one concurrency in one round."""
+        return self.folder / "samples" / f"{recipe}-c{concurrency}-r{round_number}.jsonl"
+
+    def samples(self, recipe: str, rounds: Sequence[int]) -> list[Sample]:
+        """Read what was measured of a recipe in some rounds."""
+        found: list[Sample] = []
+        for number in rounds:
+            for path in sorted((self.folder / "samples").glob(f"{recipe}-c*-r{number}.jsonl")):
+                found += read_samples(path)
+        return found
+
+    def finished_rounds(self) -> dict[int, list[str]]:
+        """Return round → recipes for the rounds that were finished, in this process or one before it."""
+        path = self.folder / ROUNDS
+        if not path.is_file():
+            return {}
+        lines = path.read_text().splitlines()
+        return {entry["round"]: entry["recipes"] for entry in map(_line, lines) if entry}
+
+    def servers(self, recipe: str) -> list[dict[str, float]]:
+        """Return load_s and memory_mb of each time that a recipe was served in a race."""
+        path = self.folder / SERVERS
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [entry for entry in map(_line, lines) if entry and entry["recipe"] == recipe and entry["racing"]]
+
+    def append(self, name: str, entry: dict[str, Any]) -> None:
+        """Append a line of JSON to one of the run's files."""
+        with writing(self.folder), (self.folder / name).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    @contextmanager
+    def serving(self, artifact: Artifact, recipe: str, *, racing: bool) -> Iterator[Endpoint]:
+        """Serve an artefact, and keep how long it took to load and how much memory it took.
+
+        `racing` tells a served load from a measurement of quality, which asks for the logits of whole prompts.
+        """
+        with engines.find(artifact.engine).serve(artifact.path, artifact.settings, log=self.log) as endpoint:
+            yield endpoint
+            memory_mb = endpoint.peak_memory_mb()
+            entry = {"recipe": recipe, "load_s": endpoint.load_s, "memory_mb": memory_mb, "racing": racing}
+            self.append(SERVERS, entry)
+
+    def round(
+        self,
+        number: int,
+        entries: Sequence[tuple[str, Artifact]],
+        loads: dict[int, Sequence[Prompt]],
+        max_tokens: int,
+        warm_up: Sequence[Prompt],
+        *,
+        phase: str,
+    ) -> None:
+        """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
+
+        An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
+        through the entries backwards: a machine that slows down doesn't always slow the same recipe.
+        """
+        known = self.finished_rounds().get(number)
+        if known is not None and set(known) == {recipe for recipe, _ in entries}:
+            return
+        for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
+            path.unlink()
+        ordered = list(entries) if number % 2 == 0 else list(reversed(entries))
+        total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
+        done = 0
+        for recipe, artifact in ordered:
+            with self.serving(artifact, recipe, racing=True) as endpoint:
+                run_load(
+                    endpoint,
+                    warm_up[:WARM_UP_PROMPTS],
+                    concurrency=1,
+                    max_tokens=16,
+                    out=self.folder / "samples" / "warm-up.jsonl",
+                    warmup=True,
+                )
+                for concurrency, prompts in loads.items():
+                    text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
+                    run_load(
+                        endpoint,
+                        prompts,
+                        concurrency=concurrency,
+                        max_tokens=max_tokens,
+                        out=self.cell(recipe, concurrency, number),
+                        round=number,
+                        on_progress=self.counter(phase, text, done, total),
+                        on_note=self.remark,
+                    )
+                    done += len(prompts)
+        self.append(ROUNDS, {"round": number, "recipes": [recipe for recipe, _ in entries]})
+
+    def remark(self, sentence: str) -> None:
+        """Keep a doubt about the figures for the report, once."""
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Read a line that a killed process may have cut off."""
+    try:
+        entry: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return entry
+
+
+def open_run(
+    runs: Path,
+    name: str,
+    inputs: dict[str, Any],
+    *,
+    run_id: str | None,
+    budget_s: float,
+    progress: Callable[[Event], None],
+) -> Run:
+    """Make a run's folder, or take up the last one with the same inputs that wasn't finished.
+
+    Raises BadInputError if `run_id` names a run with other inputs.
+    """
+    key = content_hash(inputs)
+    if run_id is not None:
+        if not run_id or "/" in run_id or run_id.startswith("."):
+            raise BadInputError(f"{run_id!r} can't be a run's name: it is the name of a folder.")
+        folder = runs / run_id
+        if folder.exists() and _inputs_key(folder) != key:
+            raise BadInputError(f"{folder} holds a run with other inputs; choose another --id, or leave it out.")
+    else:
+        unfinished = [
+            path.parent
+            for path in sorted(runs.glob(f"*/{INPUTS}"))
+            if _inputs_key(path.parent) == key and not (path.parent / RESULT).exists()
+        ]
+        folder = unfinished[-1] if unfinished else runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    resumed = (folder / INPUTS).is_file()
+    writable(folder)
+    (folder / "samples").mkdir(exist_ok=True)
+    if not resumed:
+        part = folder / (INPUTS + ".part")
+        part.write_text(json.dumps({"key": key, "inputs": inputs}, indent=1))
+        part.replace(folder / INPUTS)
+    return Run(folder=folder, budget_s=budget_s, progress=progress, resumed=resumed)
+
+
+def _inputs_key(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / INPUTS).read_text())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

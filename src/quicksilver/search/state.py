@@ -1,0 +1,71 @@
+"""What a search knows: its inputs, and each recipe on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quicksilver.bench.quality import PromptLogprobs
+from quicksilver.errors import BuildError
+from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.goal import Goal
+from quicksilver.nouns.hardware import Price
+from quicksilver.nouns.model import Model
+from quicksilver.nouns.recipe import Recipe
+from quicksilver.nouns.score import Quality
+from quicksilver.nouns.technique import Technique
+from quicksilver.nouns.workload import Workload
+from quicksilver.search import space
+from quicksilver.search.run import Run
+
+
+@dataclass(slots=True)
+class Entry:
+    """A recipe on its way through the search."""
+
+    recipe: Recipe
+    stack: tuple[Technique, ...]
+    artifact: Artifact | None = None
+    build_s: float | None = None
+    quality: Quality | None = None
+    logprobs: list[PromptLogprobs] = field(default_factory=list)
+    status: Literal["measured", "screened", "left out", "failed"] = "measured"
+    reason: str = ""
+    rounds: list[int] = field(default_factory=list)
+    """The rounds that its speed is taken from."""
+
+    @property
+    def hash(self) -> str:
+        return self.recipe.hash
+
+
+@dataclass(slots=True)
+class Search:
+    """One optimisation: what it is given, and what it has found so far."""
+
+    run: Run
+    model: Model
+    workload: Workload
+    goal: Goal
+    price: Price
+    engine: str
+    command: str
+    entries: list[Entry] = field(default_factory=list)
+    left_out: list[space.LeftOut] = field(default_factory=list)
+    token_ids: dict[str, list[int]] = field(default_factory=dict)
+    next_round: int = 0
+    used: int = 0
+    """Prompts of the search split that rounds have taken."""
+    entry_s: float | None = None
+    """Seconds that one entry took in the last short round."""
+
+    @property
+    def baseline(self) -> Entry:
+        """The as-is model, which is always the first entry."""
+        return self.entries[0]
+
+
+def artifact_of(entry: Entry) -> Artifact:
+    if entry.artifact is None:
+        raise BuildError(f"{entry.recipe.label} has no artefact.")
+    return entry.artifact

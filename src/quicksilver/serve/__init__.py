@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI-compatible server around an engine that is embedded in its process."""

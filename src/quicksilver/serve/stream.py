@@ -1,0 +1,226 @@
+"""From the decoder's thread to the client: one wake-up a step, one write a piece."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from quicksilver.nouns import Burst, Decoder, Request
+from quicksilver.sources.text import StopScanner, TextStream, Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+Finish = Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Piece:
+    """What an answer said since the last look at it."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    """Only filled when log-probabilities were asked for."""
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Answer:
+    """One sequence as the event loop sees it: bursts of tokens go in, pieces of text come out."""
+
+    __slots__ = (
+        "_cancel",
+        "_piece",
+        "_ready",
+        "_stops",
+        "_stream",
+        "_text",
+        "_tokenizer",
+        "_waiter",
+        "completion_tokens",
+        "error",
+        "finish",
+        "over",
+        "prompt_logprobs",
+        "request",
+    )
+
+    def __init__(
+        self, tokenizer: Tokenizer, request: Request, *, stops: Sequence[str], opens: bool, stream: bool
+    ) -> None:
+        self.request = request
+        self.completion_tokens = 0
+        self.finish: Finish | None = None
+        self.error: str | None = None
+        self.over = False
+        """Nothing more will come: it finished, failed or was cancelled."""
+        self.prompt_logprobs: list[float | None] | None = None
+        self._tokenizer = tokenizer
+        self._text: TextStream = tokenizer.stream(opens=opens)
+        self._stops = StopScanner(stops) if stops else None
+        self._stream = stream
+        self._waiter: asyncio.Future[None] | None = None
+        self._ready = False
+        self._piece = Piece()
+        self._cancel: Callable[[], None] | None = None
+
+    def began(self, cancel: Callable[[], None]) -> None:
+        """Tell it how to stop the sequence."""
+        self._cancel = cancel
+
+    def stop(self) -> None:
+        """Free the sequence, if it still runs, and wake whoever waits for it."""
+        if not self.over:
+            self.over = True
+            if self._cancel is not None:
+                self._cancel()
+        self._wake()
+
+    def receive(self, burst: Burst) -> None:
+        """Take in what one step gave. Runs on the event loop."""
+        if self.over:
+            return
+        if burst.prompt_logprobs is not None:
+            self.prompt_logprobs = burst.prompt_logprobs
+        if burst.tokens:
+            self._take(burst)
+        if burst.finish is not None and not self.over:
+            self.over = True
+            if burst.finish in ("stop", "length"):
+                self.finish = burst.finish
+                self._piece.text += self._last_words()
+            else:
+                self.error = burst.error or f"the engine ended the sequence: {burst.finish}"
+        if self.over or (self._stream and (self._piece.text or self._piece.tokens)):
+            self._wake()
+
+    def _take(self, burst: Burst) -> None:
+        piece, step, stops = self._piece, self._text.step, self._stops
+        ending = len(burst.tokens) - 1 if burst.finish == "stop" else -1
+        for index, token in enumerate(burst.tokens):
+            self.completion_tokens += 1
+            if burst.logprobs is not None and self.request.logprobs:
+                piece.tokens.append(token)
+                piece.logprobs.append(burst.logprobs[index])
+            if index == ending and token in self._tokenizer.eos:
+                return
+            text = step(token)
+            # As in vLLM, what comes within min_tokens can't stop an answer.
+            if stops is not None and self.completion_tokens > self.request.min_tokens:
+                text, found = stops.step(text)
+                if found:
+                    piece.text += text
+                    self.finish = "stop"
+                    self.stop()
+                    return
+            piece.text += text
+
+    def _last_words(self) -> str:
+        text = self._text.finish()
+        if self._stops is None:
+            return text
+        text, found = self._stops.step(text)
+        return text if found else text + self._stops.finish()
+
+    def _wake(self) -> None:
+        self._ready = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> Piece:
+        """Wait for something to say, or for the end, and return it. Unless it streams, it comes whole."""
+        if not self._ready:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        self._ready = self.over
+        piece, self._piece = self._piece, Piece()
+        return piece
+
+    def usage(self) -> dict[str, int]:
+        """Count the tokens so far, as OpenAI's usage object."""
+        prompt = len(self.request.prompt)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
+        }
+
+
+class Relay:
+    """Carries bursts from the decoder's thread to the event loop, and wakes the loop once for all that wait."""
+
+    def __init__(self, decoder: Decoder, loop: asyncio.AbstractEventLoop) -> None:
+        self._decoder = decoder
+        self._loop = loop
+        self._queue: deque[tuple[Answer, Burst]] = deque()
+        self._armed = False
+        self.running: set[Answer] = set()
+        """Sequences that the decoder has not ended yet, those cancelled included."""
+
+    def submit(self, answer: Answer) -> None:
+        """Start a sequence. Raises what the decoder raises."""
+        number = self._decoder.submit(answer.request, partial(self._deliver, answer))
+        self.running.add(answer)
+        answer.began(partial(self._decoder.cancel, number))
+
+    def _deliver(self, answer: Answer, burst: Burst) -> None:
+        # On the decoder's thread. The order of these lines and of those in _drain loses no burst.
+        self._queue.append((answer, burst))
+        if not self._armed:
+            self._armed = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._armed = False
+        queue = self._queue
+        while queue:
+            answer, burst = queue.popleft()
+            if burst.finish is not None:
+                self.running.discard(answer)
+            answer.receive(burst)
+
+
+class Frames:
+    """Server-sent events of one stream: all of the JSON but the text is made once."""
+
+    def __init__(
+        self, *, chat: bool, number: str, created: int, model: str, usage: Literal["never", "end", "each"]
+    ) -> None:
+        self._chat = chat
+        self._each = usage == "each"
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        head = json.dumps({"id": number, "object": kind, "created": created, "model": model})
+        self._head = f"data: {head[:-1]}"
+        text = '"delta":{"content":' if chat else '"text":'
+        self._open = f'{self._head},"choices":[{{"index":0,{text}'
+        self._close = "}" if chat else ""
+        self._end = ',"usage":null}\n\n' if usage == "end" else "}\n\n"
+        self._plain = f'{self._close},"logprobs":null,"finish_reason":null}}]{self._end}'
+
+    def opening(self) -> bytes:
+        """Return the chunk that says whose turn it is; completions have none."""
+        if not self._chat:
+            return b""
+        delta = '"delta":{"role":"assistant","content":""'
+        return f'{self._head},"choices":[{{"index":0,{delta}{self._plain}'.encode()
+
+    def piece(self, text: str, logprobs: Any, finish: str | None, usage: dict[str, int]) -> bytes:
+        """Return the chunk for a piece of text; the last one says why it ended."""
+        # ASCII only: some clients split lines at characters that JSON leaves as they are.
+        if logprobs is None and finish is None and not self._each:
+            return f"{self._open}{json.dumps(text)}{self._plain}".encode()
+        end = f',"usage":{json.dumps(usage)}}}\n\n' if self._each else self._end
+        rest = f'"logprobs":{json.dumps(logprobs)},"finish_reason":{json.dumps(finish)}'
+        return f"{self._open}{json.dumps(text)}{self._close},{rest}}}]{end}".encode()
+
+    def usage(self, usage: dict[str, int]) -> bytes:
+        """Return the chunk that counts the tokens."""
+        return f'{self._head},"choices":[],"usage":{json.dumps(usage)}}}\n\n'.encode()
+
+
+def event(value: Any) -> bytes:
+    """Return any JSON value as a server-sent event."""
+    return f"data: {json.dumps(value)}\n\n".encode()

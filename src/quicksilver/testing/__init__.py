@@ -1,0 +1,1 @@
+"""What tests of engines and techniques need, shipped so that anyone's can be proved."""

@@ -1,0 +1,33 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from quicksilver.sources.home import HOME_VARIABLE
+
+# No test is timed: hypothesis's deadline would fail them on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+SHARED_HOME_VARIABLE = "QUICKSILVER_TEST_HOME"
+"""A folder that keeps downloads and conversions from one test session to the next."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of every test that brings none, so that nothing is left in the user's: one download a session."""
+    chosen = os.environ.get(SHARED_HOME_VARIABLE)
+    base = tmp_path_factory.getbasetemp()
+    # Under pytest-xdist each worker has a folder of its own inside the session's.
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(chosen).absolute() if chosen else session / "shared-home"
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder))
+        yield folder

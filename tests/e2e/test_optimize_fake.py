@@ -1,0 +1,144 @@
+"""The whole search on the fake engine: from a folder to a table, a report and a served winner, in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quicksilver import api
+from quicksilver.errors import BadInputError
+from quicksilver.nouns import Recipe
+from quicksilver.search.events import Event
+from quicksilver.search.run import ROUNDS
+from quicksilver.techniques import make
+from quicksilver.testing.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("workloads") / "questions.jsonl"
+    lines = [
+        {
+            "prompt": f"Question {n}: what is {n} and {n}? " + "Some text that goes before. " * (n % 5),
+            "reference": str(n),
+        }
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(line | {"max_tokens": 12}) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "optimize-home"
+    monkeypatch.setenv("QUICKSILVER_HOME", str(folder))
+    return folder
+
+
+def two(model: Path) -> list[Recipe]:
+    """Two recipes, where a search of the whole space would only take longer."""
+    return [Recipe(str(model), stack, engine="fake") for stack in ([make("int8")], [make("prompt-lookup")])]
+
+
+def optimize(model: Path, workload: Path, runs: Path, **changes: object) -> api.Optimization:
+    settings: dict[str, object] = {"workload": str(workload), "engine": "fake", "streams": (1, 4), "runs": runs}
+    return api.optimize(str(model), **(settings | changes))  # type: ignore[arg-type]
+
+
+def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=1000, progress=events.append)
+    result = found.result
+    labels = [c.label for c in result.candidates if c.status == "measured"]
+    assert labels[0] == "as-is"
+    assert any("prompt-lookup" in label for label in labels)
+    assert result.best in labels
+    assert found.best is not None
+    assert found.best.eligible
+    assert result.best in result.why
+    assert {e.phase for e in events} >= {"build", "quality", "final race"}
+    for candidate in result.candidates:
+        assert candidate.status == "measured" or candidate.reason
+        if candidate.status == "measured":
+            assert [s.concurrency for s in candidate.score.speed] == [1, 4]
+            assert all(s.errors == 0 for s in candidate.score.speed)
+            assert candidate.score.cost is not None
+    assert json.loads((found.folder / "result.json").read_text())["best"] == result.best
+    assert "<html" in found.report().read_text()
+    with found.serve() as endpoint:
+        served = api.benchmark(endpoint.url, str(workload), streams=(2,), prompts=12, out=tmp_path / "bench")
+    assert served.speeds[0].errors == 0
+    assert served.speeds[0].requests > 0
+
+
+def test_a_limit_that_nothing_meets_is_named(model: Path, workload: Path, tmp_path: Path) -> None:
+    found = optimize(model, workload, tmp_path / "runs", memory_mb=1, recipes=two(model))
+    assert found.best is None
+    assert "memory" in found.result.why
+    assert "comes nearest" in found.result.why
+    assert not (found.folder / "artifact").exists()
+
+
+def test_a_recipe_over_the_quality_limit_is_not_raced(model: Path, workload: Path, tmp_path: Path) -> None:
+    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=0, recipes=two(model))
+    screened = [c for c in found.result.candidates if c.status == "screened"]
+    assert screened
+    for candidate in screened:
+        assert "quality loss" in candidate.reason
+        assert not candidate.score.speed
+        assert candidate.score.quality is not None
+
+
+def test_a_recipe_for_another_model_is_refused(model: Path, workload: Path, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    recipe = Recipe(str(other), engine="fake")
+    with pytest.raises(BadInputError, match="is for the model"):
+        optimize(model, workload, tmp_path / "runs", recipes=[recipe])
+
+
+def test_a_prompt_longer_than_the_context_is_named(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    lines = [{"prompt": f"{n} " * 20_000 if n == 3 else f"short {n}"} for n in range(12)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(BadInputError, match="tokens long"):
+        optimize(model, path, tmp_path / "runs")
+
+
+def test_a_search_that_was_killed_goes_on_where_it_was(model: Path, workload: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    code = (
+        "import sys; from pathlib import Path; from quicksilver import api; from quicksilver.techniques import make\n"
+        "two = [api.Recipe(sys.argv[1], [make(n)], engine='fake') for n in ('int8', 'prompt-lookup')]\n"
+        "api.optimize(sys.argv[1], workload=sys.argv[2], engine='fake', streams=(1, 4), runs=Path(sys.argv[3]),"
+        " max_quality_loss=1000, recipes=two)"
+    )
+    command = [sys.executable, "-c", code, str(model), str(workload), str(runs)]
+    process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(runs.glob(f"*/{ROUNDS}")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = runs.iterdir()
+    assert not (folder / "result.json").exists()
+    first = sorted((folder / "samples").glob("*-r0.jsonl"))
+    kept = {path: path.stat().st_mtime_ns for path in first}
+    found = optimize(model, workload, runs, max_quality_loss=1000, recipes=two(model))
+    assert found.folder == folder
+    assert {path: path.stat().st_mtime_ns for path in first} == kept
+    assert found.best is not None
+    again = optimize(model, workload, runs, max_quality_loss=1000, recipes=two(model))
+    assert again.folder != folder
+    assert all(c.build_s in (0.0, None) for c in again.result.candidates)

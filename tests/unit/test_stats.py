@@ -1,0 +1,242 @@
+"""Figures derived from raw Samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quicksilver.bench.stats import bootstrap_sums, interval, itl_ms, latency, mean_figure, ratio, speed, tpot_ms
+from quicksilver.nouns import Sample, Speed
+
+durations = st.floats(min_value=0.001, max_value=1e6)
+
+
+def sample(
+    name: str = "p",
+    sent: float = 0.0,
+    tokens: int = 5,
+    gap: float = 0.01,
+    *,
+    concurrency: int = 1,
+    round: int = 0,  # noqa: A002  the Sample's word
+    wait: float = 0.1,
+    queued: float = 0.0,
+    warmup: bool = False,
+) -> Sample:
+    """A request whose tokens arrive one by one, the first after `wait` s."""
+    arrivals = [sent + wait + gap * i for i in range(tokens)]
+    return Sample(
+        prompt_id=name,
+        concurrency=concurrency,
+        scheduled=sent - queued,
+        sent=sent,
+        first=arrivals[0] if arrivals else None,
+        arrivals=arrivals,
+        end=arrivals[-1] if arrivals else sent + wait,
+        prompt_tokens=100,
+        completion_tokens=tokens,
+        warmup=warmup,
+        round=round,
+    )
+
+
+def failed(name: str, sent: float, end: float) -> Sample:
+    return Sample(prompt_id=name, concurrency=1, scheduled=sent, sent=sent, end=end, error="connect: refused")
+
+
+samples_of_a_round = st.lists(
+    st.builds(
+        sample,
+        name=st.uuids().map(str),
+        sent=st.floats(0, 100),
+        tokens=st.integers(0, 40),
+        gap=st.floats(0.001, 0.1),
+        wait=st.floats(0.001, 1),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(st.lists(durations, min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_within_the_values(values: list[float]) -> None:
+    found = latency(values)
+    lowest, highest = min(values), max(values)
+    assert lowest <= found.p50 * (1 + 1e-12)
+    assert found.p99 <= highest * (1 + 1e-12)
+    assert found.p50 <= found.p90 <= found.p95 <= found.p99
+    assert found.count == len(values)
+    assert found == latency(list(reversed(values)))
+
+
+def test_percentiles_interpolate_linearly() -> None:
+    found = latency([10.0, 20.0, 30.0, 40.0])
+    assert (found.p50, found.p90, found.p95) == pytest.approx((25.0, 37.0, 38.5))
+
+
+def test_no_values_have_percentiles_that_json_can_hold() -> None:
+    found = latency([])
+    assert found.count == 0
+    assert json.loads(found.model_dump_json()) == {"p50": 0.0, "p90": 0.0, "p95": 0.0, "p99": 0.0, "count": 0}
+
+
+@given(st.floats(-1e6, 1e6), st.integers(2, 40), st.integers(0, 5))
+def test_the_interval_of_constant_data_is_that_constant(value: float, count: int, seed: int) -> None:
+    figure = mean_figure([value] * count, seed=seed)
+    assert (figure.value, figure.low, figure.high) == pytest.approx((value, value, value), rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 5))
+def test_the_interval_of_a_mean_is_ordered_within_the_values_and_repeatable(values: list[float], seed: int) -> None:
+    figure = mean_figure(values, seed=seed)
+    assert figure.low is not None
+    assert figure.high is not None
+    assert min(values) - 1e-9 <= figure.low <= figure.high <= max(values) + 1e-9
+    assert figure == mean_figure(values, seed=seed)
+
+
+def test_a_single_value_has_no_interval() -> None:
+    assert mean_figure([0.5]).low is None
+
+
+def test_bootstrap_matches_the_normal_interval_of_a_mean() -> None:
+    values = np.random.default_rng(7).normal(10.0, 2.0, size=400)
+    low, high = interval(bootstrap_sums(values[:, None], resamples=4000)[:, 0] / len(values))
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+def test_bootstrap_draws_rows_whole() -> None:
+    sums = bootstrap_sums([[1.0, 10.0], [2.0, 20.0], [5.0, 50.0]], resamples=50)
+    assert sums.shape == (50, 2)
+    assert np.allclose(sums[:, 1], 10 * sums[:, 0])
+    assert np.all((sums[:, 0] >= 3) & (sums[:, 0] <= 15))
+    assert len(set(sums[:, 0])) > 1
+
+
+def test_one_round_by_hand() -> None:
+    # Two streams: 0.0 to 0.14 and 0.05 to 0.39; 5 + 10 tokens in 0.39 s.
+    found = speed([sample("a", concurrency=2), sample("b", 0.05, tokens=10, gap=0.02, wait=0.16, concurrency=2)], 2)
+    assert found.tokens_per_s.value == pytest.approx(15 / 0.39)
+    assert found.input_tokens_per_s == pytest.approx(200 / 0.39)
+    assert found.requests_per_s == pytest.approx(2 / 0.39)
+    assert found.ttft_ms.p50 == pytest.approx(130)
+    assert found.itl_ms.count == 13
+    assert found.itl_ms.p50 == pytest.approx(20)
+    assert found.tpot_ms.p50 == pytest.approx(15)
+    assert found.e2e_ms.p50 == pytest.approx(240)
+    assert (found.requests, found.errors, found.rounds) == (2, 0, 1)
+    assert (found.prompt_tokens_p50, found.completion_tokens_p50) == (100, 7.5)
+
+
+def test_latency_counts_from_the_schedule() -> None:
+    found = speed([sample(sent=5.0, queued=2.0)], 1)
+    assert found.ttft_ms.p50 == pytest.approx(2100)
+    assert found.e2e_ms.p50 == pytest.approx(2140)
+
+
+def test_rounds_give_the_median_and_the_spread() -> None:
+    rounds = [sample(f"p{i}", 100.0 * i, tokens=tokens, gap=0.0, round=i) for i, tokens in enumerate((10, 30, 20))]
+    found = speed(rounds, 1)
+    figure = found.tokens_per_s
+    assert (figure.value, figure.low, figure.high) == pytest.approx((200, 100, 300))
+    assert found.rounds == 3
+
+
+def test_warmup_and_other_concurrencies_are_left_out() -> None:
+    one = [sample("a"), sample("b", 1.0)]
+    noise = [sample("w", -50.0, warmup=True), sample("c", 70.0, concurrency=8)]
+    assert speed([*noise, *one], 1) == speed(one, 1)
+
+
+def test_failed_requests_cost_time_and_bring_no_tokens() -> None:
+    good = sample("a", tokens=10, gap=0.1, wait=0.1)
+    found = speed([good, replace(failed("b", 1.0, 2.0), completion_tokens=7)], 1)
+    assert (found.requests, found.errors) == (2, 1)
+    assert found.tokens_per_s.value == pytest.approx(5)
+    assert found.ttft_ms.count == 1
+
+
+@pytest.mark.parametrize("samples", [[], [failed("a", 0.0, 0.0)], [failed("a", 0.0, 1.0), failed("b", 1.0, 2.0)]])
+def test_nothing_that_succeeded_is_a_speed_of_zero(samples: list[Sample]) -> None:
+    found = speed(samples, 1)
+    assert found.errors == found.requests == len(samples)
+    assert found.tokens_per_s.value == 0
+    assert {found.ttft_ms.count, found.itl_ms.count, found.tpot_ms.count, found.e2e_ms.count} == {0}
+    assert Speed.model_validate_json(found.model_dump_json()) == found
+
+
+def test_answers_of_no_and_of_one_token() -> None:
+    found = speed([sample("none", tokens=0), sample("one", 1.0, tokens=1)], 1)
+    assert found.errors == 0
+    assert (found.ttft_ms.count, found.itl_ms.count, found.tpot_ms.count, found.e2e_ms.count) == (1, 0, 0, 2)
+    assert found.tokens_per_s.value == pytest.approx(1 / 1.1)
+    assert tpot_ms(sample(tokens=1)) is None
+
+
+def test_pieces_of_one_read_leave_no_gap() -> None:
+    burst = replace(sample(), arrivals=[1.0, 1.0, 1.0, 1.5, 1.5, 2.5])
+    assert itl_ms(burst) == [500, 1000]
+
+
+@given(samples_of_a_round)
+def test_every_speed_is_ordered_and_can_be_stored(samples: list[Sample]) -> None:
+    found = speed(samples, 1)
+    figure = found.tokens_per_s
+    assert figure.value >= 0
+    if figure.low is not None and figure.high is not None:
+        assert figure.low <= figure.high
+    assert Speed.model_validate_json(found.model_dump_json()) == found
+
+
+@given(samples_of_a_round)
+def test_the_ratio_of_identical_samples_is_one(samples: list[Sample]) -> None:
+    found = ratio(samples, samples, 1)
+    if found is None:
+        assert speed(samples, 1).tokens_per_s.value == 0
+    else:
+        assert found.value == pytest.approx(1)
+        assert (found.low or 1) == pytest.approx(1)
+        assert (found.high or 1) == pytest.approx(1)
+        assert found.unit == "x"
+
+
+def test_the_ratio_is_paired_by_round() -> None:
+    # The machine is twice as slow in round 1; the ratio is 2 in both rounds all the same.
+    slow = [sample("a", 0.0, tokens=10, gap=0.1, wait=0.1), sample("b", 50.0, tokens=10, gap=0.2, wait=0.2, round=1)]
+    fast = [sample("a", 9.0, tokens=10, gap=0.05, wait=0.05), sample("b", 70.0, tokens=10, gap=0.1, wait=0.1, round=1)]
+    found = ratio(fast, slow, 1)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    lone = [*fast, sample("c", 200.0, tokens=1000, round=2)]
+    assert ratio(lone, slow, 1) == found, "a round without its pair counts for nothing"
+
+
+def test_the_ratio_of_three_rounds_spans_their_spread() -> None:
+    base = [sample("a", 10.0 * i, tokens=10, gap=0.0, round=i) for i in range(3)]
+    fast = [sample("a", 10.0 * i, tokens=n, gap=0.0, round=i) for i, n in enumerate((20, 40, 80))]
+    found = ratio(fast, base, 1)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((4, 2, 8))
+
+
+def test_the_ratio_of_one_round_has_an_interval_over_prompts() -> None:
+    base = [sample(f"p{i}", float(i), tokens=10) for i in range(20)]
+    fast = [sample(f"p{i}", float(i), tokens=10 + i) for i in range(20)]
+    found = ratio(fast, base, 1)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_there_is_no_ratio_to_nothing() -> None:
+    assert ratio([sample()], [failed("a", 0.0, 1.0)], 1) is None
+    assert ratio([], [sample()], 1) is None
+    assert ratio([sample(round=1)], [sample(round=0)], 1) is None

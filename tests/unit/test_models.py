@@ -263,8 +263,8 @@ def test_the_catalogue_names_the_headline_models() -> None:
 
 
 @pytest.mark.real
-def test_smollm2_comes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QUICKSILVER_HOME")
+def test_smollm2_comes_from_its_package(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICKSILVER_HOME", str(shared_home))
     model = resolve("smollm2-135m-instruct")
     assert (model.facts.parameters, model.facts.max_positions, model.facts.instruct) == (134_515_008, 8192, True)
     assert model.licence == "Apache-2.0"

@@ -21,7 +21,9 @@ from quicksilver.sources.gguf import SHARD_BYTES
 from quicksilver.sources.gguf_grid import has_grid
 from quicksilver.techniques.as_is import AsIs
 
-START = frozenset({"hf", "default kv cache", "no prefix cache", "plain decoding", "uncompiled", "default activations"})
+START = frozenset(
+    {"hf", "unrotated", "default kv cache", "no prefix cache", "plain decoding", "uncompiled", "default activations"}
+)
 IMPORT_REVISION = 2
 ARTIFACT_REVISION = 1
 CALIBRATION_PROMPTS = 32

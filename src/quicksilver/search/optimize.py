@@ -34,6 +34,8 @@ FINALISTS = 2
 LEADERS = 2
 FINAL_COST = 2.6
 """A round of the final over a short round, in time (measured on hotpotqa)."""
+FAR_OFF = 4
+"""Quality losses over this many times the limit are beyond mending by other numerics."""
 SHORT_TOKENS = 128
 """Answers of a short race end here: with few prompts, the longest answer would be waited for by all."""
 
@@ -163,34 +165,38 @@ def _prove_given(search: Search, recipes: Sequence[Recipe]) -> None:
 
 def _explore(search: Search) -> None:
     """Try the ways of rounding weights, then stack what serves faster on the best of them."""
-    run = search.run
     ways, search.left_out = space.weights(search.model)
-    planned = [
-        (
-            way,
-            planning.make(space.recipe(search.model, [way], search.engine), search.model, search.workload.calibration),
-        )
-        for way in ways
-    ]
-    for way, plan in sorted(planned, key=lambda pair: _expected_build_s(*pair)):
-        expected = _expected_build_s(way, plan)
-        if run.elapsed_s + expected > BUILD_SHARE * run.budget_s:
-            reason = f"its build takes about {expected:.0f} s, which would leave too little of the budget for measuring"
-            search.left_out.append(space.LeftOut(way.label, reason))
-            continue
+    for way in sorted(ways, key=lambda way: _expected_build_s(search, (way,))):
         if hopeless := _hopeless(search, way):
             search.left_out.append(space.LeftOut(way.label, hopeless))
-            continue
-        entry = _add(search, [way])
-        _build(search, entry)
-        _prove(search, entry)
-        _try_numerics(search, entry)
+        elif entry := _try(search, (way,)):
+            _try_numerics(search, entry)
+            _try_prepared(search, entry)
     survivors = [e for e in search.entries[1:] if e.status == "measured" and e.artifact is not None]
     _race(search, survivors, "weights")
     leaders: dict[str, Entry] = {}
     for entry in sorted([search.baseline, *survivors], key=lambda e: -standing(search, e)):
-        leaders.setdefault(entry.stack[0].name() if entry.stack else "as-is", entry)
+        leaders.setdefault(_rounding(entry.stack), entry)
     _explore_serving(search, list(leaders.values())[:LEADERS])
+
+
+def _rounding(stack: Sequence[Technique]) -> str:
+    """Return the name of what rounds the weights in a stack."""
+    return next((t.name() for t in stack if "float weights" in t.takes), "as-is")
+
+
+def _try(search: Search, stack: tuple[Technique, ...]) -> Entry | None:
+    """Build and prove a stack, if the budget has room for it."""
+    expected = _expected_build_s(search, stack)
+    if search.run.elapsed_s + expected > BUILD_SHARE * search.run.budget_s:
+        reason = f"its build takes about {expected:.0f} s, which would leave too little of the budget for measuring"
+        label = space.recipe(search.model, stack, search.engine).label
+        search.left_out.append(space.LeftOut(label, reason))
+        return None
+    entry = _add(search, stack)
+    _build(search, entry)
+    _prove(search, entry)
+    return entry
 
 
 def _hopeless(search: Search, way: Technique) -> str | None:
@@ -223,21 +229,45 @@ def _hopeless(search: Search, way: Technique) -> str | None:
 
 def _try_numerics(search: Search, entry: Entry) -> None:
     """Try what changes the numerics of an entry's weights without building: on its own merits, and to mend its quality."""
+    options = space.numerics(entry.stack[-1], search.model, search.left_out)
+    if _far_off(search, entry) or not options:
+        return
+    if entry.status != "measured":
+        _try(search, (*entry.stack, options[-1]))
+    elif bolder := _boldest(search, entry.stack, options):
+        entry.status, entry.reason = "screened", f"{bolder.recipe.label} rounds more boldly and passes, too"
+
+
+def _boldest(search: Search, stack: tuple[Technique, ...], options: Sequence[Technique]) -> Entry | None:
+    """Return the boldest numerics on a stack that pass, or None. More careful ones aren't tried then."""
+    for technique in options:
+        entry = _try(search, (*stack, technique))
+        if entry is not None and entry.status == "measured":
+            return entry
+    return None
+
+
+def _try_prepared(search: Search, entry: Entry) -> None:
+    """Prepare the model's files first, where the same rounding without that is near enough to passing."""
+    way = entry.stack[-1]
+    if _far_off(search, entry) or way.calibrated:
+        return
+    for before in space.preparations(search.model, search.left_out):
+        stack = (before, way)
+        try:
+            planning.order(stack)
+        except IllegalRecipeError:
+            continue  # such as a grid that the preparation would turn away from
+        if _boldest(search, stack, space.numerics(way, search.model, search.left_out)) is None:
+            _try(search, stack)
+
+
+def _far_off(search: Search, entry: Entry) -> bool:
+    """Whether an entry failed, or loses so much that changes to its numerics can't mend it."""
     if entry.artifact is None or entry.status == "failed":
-        return
-    hopeless = (
-        entry.quality is not None
-        and entry.quality.loss_percent is not None
-        and (entry.quality.loss_percent.value > 4 * max(search.goal.max_quality_loss, 0.25))
-    )
-    if hopeless:
-        return
-    # Bolder numerics for what passes, more careful ones for what doesn't: the values come in that order.
-    options = space.numerics(entry.stack[0])
-    for technique in options[:1] if entry.status == "measured" else options[-1:]:
-        variant = _add(search, (*entry.stack, technique))
-        _build(search, variant)
-        _prove(search, variant)
+        return True
+    loss = entry.quality.loss_percent if entry.quality is not None else None
+    return loss is not None and loss.value > FAR_OFF * max(search.goal.max_quality_loss, 0.25)
 
 
 def _explore_serving(search: Search, leaders: Sequence[Entry]) -> None:
@@ -269,12 +299,13 @@ def _stacked(search: Search, base: Entry, more: tuple[Technique, ...]) -> Entry:
     return entry
 
 
-def _expected_build_s(way: Technique, plan: planning.Plan) -> float:
-    """Seconds that a build took last time; a guess by kind for the first (measured on the 135M)."""
-    if plan.expected_s is not None:
-        return plan.expected_s
-    scale = max(1.0, plan.model.facts.parameters / 135e6)
-    return scale * (90.0 if way.calibrated else 15.0)
+def _expected_build_s(search: Search, stack: tuple[Technique, ...]) -> float:
+    """Seconds that the missing steps took last time; a guess by kind for those that are new (measured on the 135M)."""
+    recipe = space.recipe(search.model, stack, search.engine)
+    made = planning.make(recipe, search.model, search.workload.calibration)
+    scale = max(1.0, search.model.facts.parameters / 135e6)
+    guesses = (scale * (90.0 if s.technique and s.technique.calibrated else 15.0) for s in made.missing)
+    return sum(guess if s.last_s is None else s.last_s for s, guess in zip(made.missing, guesses, strict=True))
 
 
 def _take(search: Search, counts: dict[int, int]) -> dict[int, Sequence[Prompt]]:

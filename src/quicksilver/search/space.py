@@ -52,14 +52,25 @@ def weights(model: Model) -> tuple[list[Technique], list[LeftOut]]:
     return found, left_out
 
 
-def numerics(technique: Technique | None) -> list[Technique]:
-    """Return the settings-only techniques that change what a way of rounding weights computes."""
-    gives = technique.gives if technique else frozenset()
+def preparations(model: Model, left_out: list[LeftOut]) -> list[Technique]:
+    """Return what can be done to the model's files before its weights are rounded; what doesn't fit is noted."""
     return [
         variant
         for cls in _classes()
-        if not cls.builds and cls.changes_output and cls.needs - plan.START <= gives and cls.needs - plan.START
+        if cls.builds and cls.needs <= plan.START and "hf" in cls.needs - cls.takes
         for variant in variants(cls)
+        if _suits(variant, model, left_out)
+    ]
+
+
+def numerics(way: Technique, model: Model, left_out: list[LeftOut]) -> list[Technique]:
+    """Return the settings that change what a way of rounding weights computes, boldest first; what doesn't fit is noted."""
+    return [
+        variant
+        for cls in _classes()
+        if not cls.builds and cls.changes_output and cls.needs - plan.START <= way.gives and cls.needs - plan.START
+        for variant in variants(cls)
+        if _suits(variant, model, left_out)
     ]
 
 
@@ -95,9 +106,21 @@ def _classes() -> list[type[Technique]]:
     return [techniques.find(name) for name in techniques.names() if name not in AUTOMATIC]
 
 
-def _fits(technique: Technique, model: Model, start: frozenset[str], left_out: list[LeftOut]) -> bool:
+def _suits(technique: Technique, model: Model, left_out: list[LeftOut]) -> bool:
     try:
         technique.check(model.facts)
+    except IllegalRecipeError as error:
+        note = LeftOut(technique.label, str(error))
+        if note not in left_out:
+            left_out.append(note)
+        return False
+    return True
+
+
+def _fits(technique: Technique, model: Model, start: frozenset[str], left_out: list[LeftOut]) -> bool:
+    if not _suits(technique, model, left_out):
+        return False
+    try:
         plan.order([technique], start)
     except IllegalRecipeError as error:
         left_out.append(LeftOut(technique.label, str(error)))

@@ -13,7 +13,9 @@ class GgufGrid(Weights):
     multiple of its scale, so it stays a 16-bit number where other 4-bit formats round it to an integer.
     """
 
-    needs = Weights.needs | {"gguf grid"}
+    needs = Weights.needs | {"gguf grid", "unrotated"}
+    # Rotated weights lie on no grid.
+    takes = Weights.takes | {"unrotated"}
     gives = frozenset()
     bits_per_weight = 5.6
 

@@ -12,10 +12,11 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
-RECIPE = HERE.parent / "examples" / "recipes" / "smollm2-cost.toml"
+RECIPES = [HERE.parent / "examples" / "recipes" / f"{name}.toml" for name in ("smollm2-cost", "smollm2-int8")]
 JOBS = {
     "light": [str(HERE / "light.py")],
-    "speedup": [str(HERE / "speedup.py"), str(RECIPE)],
+    "speedup": [str(HERE / "speedup.py"), *map(str, RECIPES)],
+    "main_job": [str(HERE / "main_job.py")],
 }
 
 
@@ -35,7 +36,9 @@ def main() -> int:
 
 def figures() -> str:
     """Return the README's figures in Markdown, from the results kept."""
-    speedup, light = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speedup", "light"))
+    speedup, light, job = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speedup", "light", "main_job")
+    )
     lines = [
         "| recipe | tokens/s, 1 stream | against as-is | tokens/s, 8 streams | against as-is | quality loss |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -60,6 +63,11 @@ def figures() -> str:
             f"({light['import_ms']['low']:.0f}-{light['import_ms']['high']:.0f}), of which Python itself "
             f"{light['python_ms']['median']:.0f}; `quicksilver --help` {light['help_ms']['median']:.0f} ms "
             f"({light['help_ms']['low']:.0f}-{light['help_ms']['high']:.0f}). Commit {light['commit']}, {light['time']}."
+        ),
+        "",
+        (
+            f"The main job, with nothing built yet, took {job['minutes']:.1f} minutes and {job['peak_memory_mb'] / 1000:.1f} GB of memory "
+            f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
         ),
     ]
     return "\n".join(lines)

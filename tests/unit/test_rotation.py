@@ -29,8 +29,10 @@ def test_a_rotation_is_orthogonal_and_the_same_each_time(size: int, seed: int) -
     assert np.array_equal(matrix, rotation.orthogonal(size, seed))
 
 
-def test_a_power_of_two_is_rotated_by_entries_of_one_size() -> None:
-    assert np.allclose(np.abs(rotation.orthogonal(64, 3)), 1 / 8)
+@given(st.integers(1, 96), st.integers(0, 2**32))
+def test_no_entry_stands_out(size: int, seed: int) -> None:
+    most = 1 if size & (size - 1) == 0 else np.sqrt(2)
+    assert np.abs(rotation.orthogonal(size, seed)).max() <= most / np.sqrt(size) + 1e-12
 
 
 def _stream(folder: Path) -> tuple[Any, Any]:

@@ -248,7 +248,7 @@ def _boldest(search: Search, stack: tuple[Technique, ...], options: Sequence[Tec
 
 
 def _try_prepared(search: Search, entry: Entry) -> None:
-    """Prepare the model's files first, where the same rounding without that is near enough to passing."""
+    """Prepare the model's files first, in one way after the other until one passes, where the rounding alone is near it."""
     way = entry.stack[-1]
     if _far_off(search, entry) or way.calibrated:
         return
@@ -258,8 +258,10 @@ def _try_prepared(search: Search, entry: Entry) -> None:
             planning.order(stack)
         except IllegalRecipeError:
             continue  # such as a grid that the preparation would turn away from
-        if _boldest(search, stack, space.numerics(way, search.model, search.left_out)) is None:
-            _try(search, stack)
+        options = space.numerics(way, search.model, search.left_out)
+        prepared = _boldest(search, stack, options) or _try(search, stack)
+        if prepared is not None and prepared.status == "measured":
+            return
 
 
 def _far_off(search: Search, entry: Entry) -> bool:

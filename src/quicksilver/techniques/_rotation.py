@@ -46,20 +46,19 @@ HEAD = "lm_head.weight"
 
 
 def orthogonal(size: int, seed: int) -> NDArray[np.float64]:
-    """Return a random orthogonal matrix whose entries are all small: a Hadamard matrix with random signs.
+    """Return an orthogonal matrix, size x size, whose entries are all small, with the signs of its rows drawn at random.
 
-    Sylvester's has a power of two rows; an odd factor of the size is filled by a random orthogonal matrix, from the QR
-    decomposition of a Gaussian one (Mezzadri, arXiv math-ph/0609050). Shape: size x size.
+    For a power of two that is Sylvester's Hadamard matrix; an odd factor of the size is filled by the matrix of the discrete
+    Hartley transform (Bracewell 1983), whose entries are at most sqrt(2) times the least that is possible.
     """
     from scipy.linalg import hadamard
 
-    random = np.random.default_rng(seed)
     power = size & -size
     odd = size // power
-    gaussian, upper = np.linalg.qr(random.standard_normal((odd, odd)))
-    factor = gaussian * np.sign(np.diag(upper))
-    matrix = np.kron(hadamard(power) / np.sqrt(power), factor)
-    signed: NDArray[np.float64] = matrix * random.choice([-1.0, 1.0], size)[:, None]
+    angles = 2 * np.pi * np.outer(np.arange(odd), np.arange(odd)) / odd
+    hartley = (np.cos(angles) + np.sin(angles)) / np.sqrt(odd)
+    matrix = np.kron(hadamard(power) / np.sqrt(power), hartley)
+    signed: NDArray[np.float64] = matrix * np.random.default_rng(seed).choice([-1.0, 1.0], size)[:, None]
     return signed
 
 

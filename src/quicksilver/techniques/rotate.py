@@ -8,7 +8,7 @@ from pydantic import Field
 
 from quicksilver.errors import IllegalRecipeError
 from quicksilver.nouns.model import ModelFacts
-from quicksilver.nouns.technique import Step, Technique
+from quicksilver.nouns.technique import Choices, Step, Technique
 from quicksilver.techniques._rotation import ARCHITECTURES, SHARD_BYTES
 
 
@@ -23,8 +23,10 @@ class Rotate(Technique):
     takes = frozenset({"unrotated"})
     gives = frozenset({"rotated"})
     builds = True
+    revision = 2
 
-    seed: Annotated[int, Field(ge=0, description="of the random matrices")] = 0
+    # Which one is drawn matters (SpinQuant, arXiv 2405.16406, section 3.1).
+    seed: Annotated[int, Choices(0, 1, 2), Field(ge=0, description="of the random signs")] = 0
 
     def check(self, facts: ModelFacts) -> None:
         if facts.architecture not in ARCHITECTURES:

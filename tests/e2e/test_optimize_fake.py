@@ -64,6 +64,8 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
     labels = [c.label for c in result.candidates if c.status == "measured"]
     assert labels[0] == "as-is"
     assert any("prompt-lookup" in label for label in labels)
+    assert any(label.startswith("rotate + ") for label in labels)
+    assert any("rounds more boldly and passes, too" in c.reason for c in result.candidates)
     assert result.best in labels
     assert found.best is not None
     assert found.best.eligible

@@ -45,10 +45,10 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
     with found.serve() as endpoint:
         client = openai.OpenAI(base_url=endpoint.url, api_key="none")
         question: list[openai.types.chat.ChatCompletionMessageParam] = [
-            {"role": "user", "content": "What is the capital of France?"}
+            {"role": "user", "content": "What is the boiling point of water?"}
         ]
         answer = client.chat.completions.create(model=MODEL, messages=question, temperature=0, max_tokens=40)
-        assert "Paris" in (answer.choices[0].message.content or "")
+        assert "100°C" in (answer.choices[0].message.content or "")
         stream = client.chat.completions.create(
             model=MODEL, messages=question, temperature=0, max_tokens=40, stream=True
         )

@@ -228,13 +228,16 @@ def _hopeless(search: Search, way: Technique) -> str | None:
 
 
 def _try_numerics(search: Search, entry: Entry) -> None:
-    """Try what changes the numerics of an entry's weights without building: on its own merits, and to mend its quality."""
+    """Try what changes the numerics of an entry's weights without building: on its own merits, and to mend its quality.
+
+    The last option is the most careful: more so than the engine's default, which the entry itself has.
+    """
     options = space.numerics(entry.stack[-1], search.model, search.left_out)
     if _far_off(search, entry) or not options:
         return
     if entry.status != "measured":
         _try(search, (*entry.stack, options[-1]))
-    elif bolder := _boldest(search, entry.stack, options):
+    elif bolder := _boldest(search, entry.stack, options[:-1]):
         entry.status, entry.reason = "screened", f"{bolder.recipe.label} rounds more boldly and passes, too"
 
 
@@ -259,7 +262,7 @@ def _try_prepared(search: Search, entry: Entry) -> None:
         except IllegalRecipeError:
             continue  # such as a grid that the preparation would turn away from
         options = space.numerics(way, search.model, search.left_out)
-        prepared = _boldest(search, stack, options) or _try(search, stack)
+        prepared = _boldest(search, stack, options[:-1]) or _try(search, stack)
         if prepared is not None and prepared.status == "measured":
             return
 

@@ -134,7 +134,9 @@ class TestOpenVino(EngineContract):
             patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
             yield api.build(Recipe(str(tiny))).path
 
-    @pytest.mark.parametrize("techniques", [[], ["prompt-lookup"], ["prefix-caching"], ["kv-cache"]])
+    @pytest.mark.parametrize(
+        "techniques", [[], ["prompt-lookup"], ["prefix-caching"], ["chunked-prefill"], ["kv-cache"]]
+    )
     def test_serving_techniques_answer(self, engine: Engine, artifact: Path, techniques: list[str]) -> None:
         settings = Recipe("any", [make(name) for name in techniques]).effective_settings()
         with engine.serve(artifact, settings) as endpoint:

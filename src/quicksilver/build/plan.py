@@ -22,7 +22,16 @@ from quicksilver.sources.gguf_grid import has_grid
 from quicksilver.techniques.as_is import AsIs
 
 START = frozenset(
-    {"hf", "unrotated", "default kv cache", "no prefix cache", "plain decoding", "uncompiled", "default activations"}
+    {
+        "hf",
+        "unrotated",
+        "default kv cache",
+        "no prefix cache",
+        "whole prefill",
+        "plain decoding",
+        "uncompiled",
+        "default activations",
+    }
 )
 IMPORT_REVISION = 2
 ARTIFACT_REVISION = 1

@@ -21,8 +21,8 @@ class Speculation(Noun):
     """How an engine guesses tokens ahead of the model."""
 
     kind: Literal["prompt_lookup", "draft"]
-    tokens: Annotated[int, Field(ge=1, le=32)] = 4
-    max_ngram: Annotated[int, Field(ge=1, le=8)] = 3
+    tokens: Annotated[int, Field(ge=1, le=32)] = 12
+    max_ngram: Annotated[int, Field(ge=1, le=8)] = 8
     draft: str | None = Field(None, description="the draft's folder inside the artefact")
 
 
@@ -78,6 +78,11 @@ class Request:
     echo: bool = False
     """Return the log-probabilities of the prompt's own tokens in the first burst."""
     speculate_tokens: int | None = None
+    """Tokens guessed ahead in a step, at most; None leaves it to the settings, 0 is none."""
+    top_logprobs: int = 0
+    """Likeliest tokens to tell beside each chosen one."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens."""
 
 
 @dataclass(slots=True)
@@ -87,6 +92,8 @@ class Burst:
     tokens: list[int]
     logprobs: list[float] | None = None
     """Natural logarithms, one a token; None unless they were asked for."""
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+    """For each token the likeliest ones with their log-probabilities, as many as were asked for."""
     prompt_logprobs: list[float | None] | None = None
     """One for each prompt token, None for the first; only in the first burst, only with echo."""
     finish: Literal["stop", "length", "cancelled", "error"] | None = None

@@ -11,14 +11,19 @@ from quicksilver.nouns.technique import Choices, Technique
 
 
 class PromptLookup(Technique):
-    """N-gram speculation from the prompt and the answer so far (github.com/apoorvumang/prompt-lookup-decoding)."""
+    """N-gram speculation from the prompt and the answer so far (github.com/apoorvumang/prompt-lookup-decoding).
+
+    How many tokens are guessed follows the load and how often such guesses were right.
+    """
 
     needs = frozenset({"plain decoding"})
     takes = frozenset({"plain decoding"})
     gives = frozenset({"speculation"})
 
-    tokens: Annotated[int, Choices(3, 5), Field(ge=1, le=32, description="tokens guessed ahead")] = 4
-    max_ngram: Annotated[int, Choices(3), Field(ge=1, le=8, description="longest n-gram that is looked up")] = 3
+    tokens: Annotated[
+        int, Choices(12), Field(ge=1, le=32, description="tokens guessed ahead at most; fewer where they don't pay")
+    ] = 12
+    max_ngram: Annotated[int, Field(ge=1, le=8, description="longest n-gram that is looked up")] = 8
 
     def settings(self) -> Mapping[str, Any]:
         return {"speculation": {"kind": "prompt_lookup", "tokens": self.tokens, "max_ngram": self.max_ngram}}

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI on the CPU: continuous batching, speculation, weights in 16, 8 and 4 bits."""
+"""OpenVINO on the CPU: continuous batching, speculation, weights in 16, 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quicksilver.nouns.engine import Decoder, Endpoint, Engine, Settings
 
 
 class OpenVino(Engine):
-    """OpenVINO GenAI's continuous-batching pipeline behind our gateway, in a process of its own."""
+    """OpenVINO behind our gateway, in a process of its own: our decoder, or GenAI's pipeline for a draft model."""
 
     name = "openvino"
     format = "openvino-ir"
@@ -44,6 +44,10 @@ class OpenVino(Engine):
             yield endpoint
 
     def open(self, artifact: Path, settings: Settings) -> Decoder:
-        from quicksilver.engines.openvino.decoder import GenAiDecoder
+        if settings.speculation is not None and settings.speculation.kind == "draft":
+            from quicksilver.engines.openvino.genai import GenAiDecoder
 
-        return GenAiDecoder(artifact, settings)
+            return GenAiDecoder(artifact, settings)
+        from quicksilver.engines.openvino.paged import PagedDecoder
+
+        return PagedDecoder(artifact, settings)

@@ -1,9 +1,11 @@
-"""The continuous-batching pipeline as a Decoder: one thread steps it, sequences come and go between steps."""
+"""GenAI's continuous-batching pipeline as a Decoder: one thread steps it, sequences come and go between steps.
+
+It decodes with draft models; what it does without one is what our own decoder is measured against.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import threading
 from collections import deque
@@ -16,11 +18,8 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from quicksilver.hardware import detect
-from quicksilver.nouns.artifact import MANIFEST
-from quicksilver.nouns.base import content_hash
+from quicksilver.engines.openvino.files import eos_of, properties_of
 from quicksilver.nouns.engine import Burst, Decoder, Request, Settings
-from quicksilver.sources.home import home, writable
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +47,11 @@ class GenAiDecoder(Decoder):
 
     def __init__(self, artifact: Path, settings: Settings) -> None:
         self._speculation = settings.speculation
-        # A prompt-lookup pipeline doesn't say which tokens end an answer, so the files are asked.
-        self._eos = _eos(artifact)
-        self._pipeline = genai.ContinuousBatchingPipeline(
-            str(artifact), _scheduler(settings), "CPU", _properties(artifact, settings)
-        )
+        self._eos = eos_of(artifact)
+        properties = properties_of(artifact, settings)
+        if settings.speculation is not None and settings.speculation.draft is not None:
+            properties["draft_model"] = genai.draft_model(str(artifact / settings.speculation.draft), "CPU")
+        self._pipeline = genai.ContinuousBatchingPipeline(str(artifact), _scheduler(settings), "CPU", properties)
         self._numbers = itertools.count()
         self._running: dict[int, _Sequence] = {}
         self._incoming: deque[tuple[int, Request, Callable[[Burst], None]]] = deque()
@@ -65,6 +64,10 @@ class GenAiDecoder(Decoder):
     def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
         if not request.prompt:
             raise ValueError("A prompt needs at least one token.")
+        if request.logit_bias or request.top_logprobs > 1:
+            raise ValueError(
+                "With a draft model there is no logit_bias, and no log-probability but the chosen token's."
+            )
         number = next(self._numbers)
         self._incoming.append((number, request, deliver))
         self._wake.set()
@@ -174,29 +177,8 @@ class GenAiDecoder(Decoder):
                 config.rng_seed = request.seed
         if self._speculation is not None:
             config.num_assistant_tokens = request.speculate_tokens or self._speculation.tokens
-            if self._speculation.kind == "prompt_lookup":
-                config.max_ngram_size = self._speculation.max_ngram
         config.validate()
         return config
-
-
-def _eos(artifact: Path) -> list[int]:
-    """Return the ids that end an answer, as generation_config.json or else config.json says."""
-    for name in ("generation_config.json", "config.json"):
-        path = artifact / name
-        if path.is_file() and (value := json.loads(path.read_text()).get("eos_token_id")) is not None:
-            return [value] if isinstance(value, int) else list(value)
-    return []
-
-
-def _compiled_folder(artifact: Path) -> Path:
-    """Return where the compiled graph of an artefact is kept: apart from it, since the engine adds files as it likes.
-
-    The engine's own key is the artefact's path, its properties and version; the folder's name adds the instruction set.
-    """
-    manifest = artifact / MANIFEST
-    key = json.loads(manifest.read_text())["key"] if manifest.is_file() else artifact.name
-    return writable(home() / "compiled" / f"{key}-{content_hash(detect().isa)}")
 
 
 def _scheduler(settings: Settings) -> genai.SchedulerConfig:
@@ -207,21 +189,3 @@ def _scheduler(settings: Settings) -> genai.SchedulerConfig:
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = settings.prefix_caching
     return scheduler
-
-
-def _properties(artifact: Path, settings: Settings) -> dict[str, Any]:
-    properties: dict[str, Any] = dict(settings.properties)
-    if settings.threads:
-        properties["INFERENCE_NUM_THREADS"] = settings.threads
-    if settings.activation_group_size is not None:
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group_size
-    if settings.kv_precision != "default":
-        properties["KV_CACHE_PRECISION"] = settings.kv_precision
-    if settings.compiled_cache:
-        properties["CACHE_DIR"] = str(_compiled_folder(artifact))
-    if settings.speculation is not None:
-        if settings.speculation.kind == "prompt_lookup":
-            properties["prompt_lookup"] = True
-        else:
-            properties["draft_model"] = genai.draft_model(str(artifact / str(settings.speculation.draft)), "CPU")
-    return properties

@@ -1,0 +1,122 @@
+"""A model's graph with paged attention: compiled for this CPU, with its KV cache, and run one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13
+from openvino._offline_transformations import paged_attention_transformation
+
+from quicksilver.errors import EngineError
+
+ROWS = "sampled_tokens_indices"
+SCRATCH_TOKENS = 64
+"""Tokens that a step can be padded with."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What one step does for one sequence."""
+
+    tokens: list[int]
+    """Those to compute, at least one."""
+    past: int
+    """Tokens whose keys and values are in the cache already."""
+    blocks: list[int]
+    """The sequence's blocks of the cache, with room for past and new tokens."""
+    rows: int
+    """The last tokens whose logits are wanted."""
+
+
+class Graph:
+    """One model, one KV cache."""
+
+    def __init__(self, folder: Path, properties: dict[str, Any], cache_gb: float) -> None:
+        core = ov.Core()
+        model = core.read_model(folder / "openvino_model.xml")
+        paged_attention_transformation(model)
+        _gather_rows(model)
+        self._compiled = core.compile_model(model, "CPU", properties)
+        self._request = self._compiled.create_infer_request()
+        caches = [port for port in self._compiled.inputs if "_cache." in port.get_any_name()]
+        shapes = [[side.get_length() for side in list(port.get_partial_shape())[1:]] for port in caches]
+        self.block_tokens: int = shapes[0][1]
+        """Tokens of a block."""
+        self.block_bytes = sum(
+            int(np.prod(shape)) * port.get_element_type().bitwidth // 8
+            for shape, port in zip(shapes, caches, strict=True)
+        )
+        """Bytes of a block in all layers."""
+        self.blocks = int(cache_gb * 1e9 // self.block_bytes)
+        if self.blocks < 1:
+            raise EngineError(
+                f"A KV cache of {cache_gb:g} GB holds no block: one of {self.block_tokens} tokens takes "
+                f"{self.block_bytes / 1e6:.1f} MB."
+            )
+        scratch = range(self.blocks, self.blocks + -(-SCRATCH_TOKENS // self.block_tokens))
+        self._scratch = list(scratch)
+        for shape, port in zip(shapes, caches, strict=True):
+            # Not filled: the system gives memory to blocks as they are first written.
+            self._request.set_tensor(
+                port.get_any_name(), ov.Tensor(port.get_element_type(), ov.Shape([self.blocks + len(scratch), *shape]))
+            )
+
+    def run(self, work: Sequence[Work], padding: int = 0) -> NDArray[np.float32]:
+        """Compute a step and return the logits that were asked for, (rows, vocabulary). They hold until the next step.
+
+        `padding` tokens, up to SCRATCH_TOKENS, are computed besides and dropped: a step of the same shape as the one before
+        costs a quarter less than one of a new shape, for which the engine prepares every node.
+        """
+        total = sum(piece.rows for piece in work)
+        if padding:
+            work = [*work, Work([0] * padding, 0, self._scratch, padding)]
+        lengths = [len(piece.tokens) for piece in work]
+        ends = np.cumsum(lengths)
+        rows = [np.arange(end - piece.rows, end) for piece, end in zip(work, ends, strict=True) if piece.rows]
+        wanted = np.concatenate(rows) if rows else ends[-1:] - 1
+        used = [-(-(piece.past + length) // self.block_tokens) for piece, length in zip(work, lengths, strict=True)]
+        inputs = {
+            "input_ids": np.array([token for piece in work for token in piece.tokens], dtype=np.int64),
+            "position_ids": np.concatenate(
+                [np.arange(piece.past, piece.past + length) for piece, length in zip(work, lengths, strict=True)]
+            ),
+            "past_lens": np.array([piece.past for piece in work], dtype=np.int32),
+            "subsequence_begins": np.array([0, *ends], dtype=np.int32),
+            "block_indices": np.array(
+                [block for piece, count in zip(work, used, strict=True) for block in piece.blocks[:count]],
+                dtype=np.int32,
+            ),
+            "block_indices_begins": np.array([0, *np.cumsum(used)], dtype=np.int32),
+            "max_context_len": np.array(
+                max(piece.past + length for piece, length in zip(work, lengths, strict=True)), dtype=np.int32
+            ),
+            ROWS: wanted,
+        }
+        for name, values in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(values))
+        self._request.infer()
+        logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return logits.reshape(len(wanted), -1)[:total]
+
+
+def _gather_rows(model: ov.Model) -> None:
+    """Let the caller choose the tokens whose logits are computed: of a prompt, only the last is of use."""
+    last = model.outputs[0].get_node().input_value(0).get_node()
+    while last.get_type_name() != "MatMul":
+        if last.get_type_name() not in ("Convert", "Multiply", "Divide", "Tanh", "Add"):
+            raise EngineError(f"This model's logits come from {last.get_type_name()}, which isn't understood.")
+        last = last.input_value(0).get_node()
+    rows = opset13.parameter([-1], ov.Type.i64, name=ROWS)
+    rows.output(0).get_tensor().set_names({ROWS})
+    hidden = last.input_value(0)
+    # Tokens come first, (tokens, 1, width).
+    gathered = opset13.gather(hidden, rows, opset13.constant(0, dtype=np.int64))
+    last.input(0).replace_source_output(gathered.output(0))
+    model.add_parameters([rows])
+    model.validate_nodes_and_infer_types()

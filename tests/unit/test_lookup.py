@@ -1,0 +1,103 @@
+"""Guesses from the text itself, how sure they are, and when they pay."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
+
+Text = st.lists(st.integers(0, 3), max_size=40)
+Chances = st.lists(
+    st.lists(st.floats(0.01, 0.99), max_size=4).map(lambda row: list(itertools.accumulate(row, float.__mul__))),
+    min_size=1,
+    max_size=3,
+)
+
+
+def slow_guess(text: list[int], most: int) -> Guess | None:
+    """The same by looking everywhere."""
+    for length in range(min(LONGEST, len(text) - 1), 0, -1):
+        for end in range(len(text) - 1, length - 1, -1):
+            if text[end - length : end] == text[-length:]:
+                return Guess(text[end : end + most], length)
+    return None
+
+
+@given(Text, st.integers(1, 5), st.integers(0, 40))
+def test_the_longest_match_is_found_and_of_those_the_latest(text: list[int], most: int, cut: int) -> None:
+    lookup = Lookup(text[:cut])
+    lookup.extend(text[cut:])
+    assert lookup.guess(most) == slow_guess(text, most)
+
+
+def test_nothing_is_guessed_when_nothing_is_asked_for() -> None:
+    assert Lookup([1, 1, 1]).guess(0) is None
+
+
+def test_confidence_falls_along_a_guess_and_rises_with_the_match() -> None:
+    confidence = Confidence()
+    short, long = confidence.of(Guess([1] * 12, 1)), confidence.of(Guess([1] * 12, LONGEST))
+    assert sorted(short, reverse=True) == short
+    assert all(a < b for a, b in zip(short, long, strict=True))
+
+
+def test_confidence_follows_what_it_sees() -> None:
+    confidence = Confidence()
+    for _ in range(400):
+        confidence.learn(1, 3, 3)
+        confidence.learn(LONGEST, 3, 0)
+    assert confidence.of(Guess([1, 1, 1], 1))[2] > 0.8
+    assert confidence.of(Guess([1], LONGEST))[0] < 0.1
+
+
+@given(Chances, st.floats(1, 100), st.floats(0.01, 100), st.integers(0, 8))
+def test_what_is_taken_gives_the_most_tokens_a_second(
+    chances: list[list[float]], base: float, extra: float, room: int
+) -> None:
+    def rate(taken: tuple[int, ...]) -> float:
+        tokens = len(chances) + sum(sum(row[:n]) for row, n in zip(chances, taken, strict=True))
+        return tokens / (base + extra * sum(taken))
+
+    taken = worthwhile(chances, base, extra, room)
+    assert sum(taken) <= room
+    options = itertools.product(*(range(len(row) + 1) for row in chances))
+    best = max(rate(option) for option in options if sum(option) <= room)
+    assert rate(tuple(taken)) == pytest.approx(best, rel=1e-9)
+
+
+@given(st.floats(1, 50), st.floats(0.1, 5), st.floats(0.1, 5), st.integers(0, 2**32))
+def test_pace_learns_what_a_step_costs(start: float, each: float, extra: float, seed: int) -> None:
+    pace = Pace()
+    assert pace.of(1) is None
+    for step in range(256):
+        streams, more = 1 + (step * 7 + seed) % 8, (step * 5 + seed // 8) % 12
+        pace.learn(streams, more, start + each * streams + extra * more)
+    found = pace.of(4)
+    assert found is not None
+    assert found[0] == pytest.approx(start + 4 * each, rel=0.1)
+    assert found[1] == pytest.approx(extra, abs=0.05 * extra + 0.005 * found[0])
+
+
+def test_a_step_that_something_else_held_up_changes_little() -> None:
+    pace = Pace()
+    for step in range(64):
+        pace.learn(2, step % 4, 10.0 + step % 4)
+    pace.learn(2, 0, 5000.0)
+    for step in range(15):
+        pace.learn(2, step % 4, 10.0 + step % 4)
+    found = pace.of(2)
+    assert found is not None
+    assert found[0] == pytest.approx(10, rel=0.2)
+
+
+def test_where_guessing_has_not_been_tried_it_is_taken_to_cost_a_little() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.learn(1, 0, 10.0)
+    found = pace.of(1)
+    assert found is not None
+    assert 0.1 < found[1] < 1.0

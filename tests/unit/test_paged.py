@@ -1,0 +1,187 @@
+"""The decoder over paged attention, on a tiny model: whatever batches, guesses, shares or starts over, the tokens stay the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quicksilver import api
+from quicksilver.engines.openvino.paged import PagedDecoder
+from quicksilver.nouns import Burst, Recipe, Request, Settings
+from quicksilver.sources.home import HOME_VARIABLE
+from quicksilver.techniques import make
+from quicksilver.testing.engine_contract import until
+from quicksilver.testing.tiny import make_tiny_model
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+LOOKUP = {"kind": "prompt_lookup", "tokens": 6}
+PROMPTS = [[(7 * n * i + i * i) % 500 + 3 for i in range(5 + 23 * n)] for n in range(1, 7)]
+
+
+@dataclass
+class Heard:
+    """What a decoder delivered for one sequence."""
+
+    bursts: list[Burst] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, burst: Burst) -> None:
+        self.bursts.append(burst)
+        if burst.finish is not None:
+            self.over.set()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for burst in self.bursts for token in burst.tokens]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", "llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
+        yield api.build(Recipe(str(folder), [make({"name": "as-is", "precision": "fp32"})])).path
+
+
+@contextmanager
+def opened(artifact: Path, **fields: Any) -> Iterator[PagedDecoder]:
+    settings = Settings.model_validate({"kv_cache_gb": 0.01, "properties": EXACT} | fields)
+    decoder = PagedDecoder(artifact, settings)
+    try:
+        yield decoder
+        until(lambda: decoder.blocks_used == 0)
+    finally:
+        decoder.close()
+
+
+def decode(decoder: PagedDecoder, *requests: Request) -> list[Heard]:
+    """Run some requests at once, and return what was heard of each."""
+    heard = [Heard() for _ in requests]
+    for request, one in zip(requests, heard, strict=True):
+        decoder.submit(request, one)
+    for one in heard:
+        assert one.over.wait(60)
+    return heard
+
+
+def greedy(prompt: list[int], tokens: int = 40, **fields: Any) -> Request:
+    return Request(prompt=prompt, max_tokens=tokens, ignore_eos=True, **fields)
+
+
+@pytest.fixture(scope="module")
+def alone(artifact: Path) -> list[list[int]]:
+    """The answer to each prompt with nothing else about."""
+    with opened(artifact) as decoder:
+        return [decode(decoder, greedy(prompt))[0].tokens for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_batched_tokens": 16},
+        {"max_streams": 2},
+        {"speculation": LOOKUP},
+        {"speculation": LOOKUP, "max_batched_tokens": 24},
+        {"prefix_caching": True},
+        {"prefix_caching": True, "speculation": LOOKUP, "max_batched_tokens": 32},
+        {"kv_cache_gb": 0.0002},
+        {"kv_cache_gb": 0.0002, "prefix_caching": True, "speculation": LOOKUP},
+    ],
+    ids=str,
+)
+def test_a_batch_gives_what_each_gives_alone(artifact: Path, alone: list[list[int]], fields: dict[str, Any]) -> None:
+    with opened(artifact, **fields) as decoder:
+        for _ in range(2):  # the second time, prefixes are cached
+            heard = decode(decoder, *(greedy(prompt) for prompt in PROMPTS))
+            assert [one.tokens for one in heard] == alone
+            assert {one.bursts[-1].finish for one in heard} == {"length"}
+
+
+def test_guesses_are_made_and_are_right_where_the_text_repeats_itself(artifact: Path) -> None:
+    with opened(artifact, speculation=LOOKUP) as decoder:
+        (heard,) = decode(decoder, greedy(PROMPTS[0], 400))
+        assert len(heard.bursts) < 300
+        assert decoder.accepted > 100
+        assert decoder.accepted <= decoder.drafted
+
+
+@pytest.mark.parametrize("speculate", [0, None])
+def test_a_seed_gives_the_same_with_and_without_guesses(artifact: Path, speculate: int | None) -> None:
+    request = greedy(PROMPTS[1], 60, temperature=0.7, top_p=0.9, seed=11, speculate_tokens=speculate)
+    with opened(artifact) as plain, opened(artifact, speculation=LOOKUP) as guessing:
+        assert decode(plain, request)[0].tokens == decode(guessing, request)[0].tokens
+
+
+@pytest.mark.parametrize("fields", [{}, {"prefix_caching": True, "max_batched_tokens": 32}], ids=str)
+def test_a_token_has_the_logprob_that_it_has_in_a_prompt(artifact: Path, fields: dict[str, Any]) -> None:
+    prompt = PROMPTS[4]
+    with opened(artifact, speculation=LOOKUP, **fields) as decoder:
+        (said,) = decode(decoder, greedy(prompt, 30, logprobs=True, top_logprobs=3))
+        echo = greedy(prompt + said.tokens, 1, logprobs=True, echo=True)
+        (first,), (second,) = decode(decoder, echo), decode(decoder, echo)
+    logprobs = [value for burst in said.bursts for value in burst.logprobs or []]
+    for again in (first, second):
+        scored = again.bursts[0].prompt_logprobs
+        assert scored is not None
+        assert len(scored) == len(prompt) + 30
+        assert scored[0] is None
+        assert scored[len(prompt) :] == pytest.approx(logprobs, abs=1e-3)
+    top = [alternatives for burst in said.bursts for alternatives in burst.top_logprobs or []]
+    assert [row[0][0] for row in top] == said.tokens
+    assert [row[0][1] for row in top] == pytest.approx(logprobs, abs=1e-6)
+    assert all(len(row) == 3 and row[0][1] >= row[1][1] >= row[2][1] for row in top)
+
+
+def test_an_answer_ends_at_its_end_token_even_within_a_guess(artifact: Path) -> None:
+    with opened(artifact, speculation=LOOKUP) as decoder:
+        (free,) = decode(decoder, greedy(PROMPTS[2], 200))
+        tokens = free.tokens
+        ends = tokens[-1]
+        decoder._eos = frozenset({ends})
+        (heard,) = decode(decoder, Request(prompt=PROMPTS[2], max_tokens=200))
+    assert heard.tokens == tokens[: tokens.index(ends) + 1]
+    assert heard.bursts[-1].finish == "stop"
+
+
+def test_a_cancelled_sequence_frees_its_blocks_and_the_others_go_on(artifact: Path, alone: list[list[int]]) -> None:
+    with opened(artifact, max_streams=2) as decoder:
+        long, waiting, other = Heard(), Heard(), Heard()
+        number = decoder.submit(greedy(PROMPTS[0], 2000), long)
+        decoder.submit(greedy(PROMPTS[1]), other)
+        third = decoder.submit(greedy(PROMPTS[2]), waiting)
+        until(lambda: len(long.bursts) > 3)
+        decoder.cancel(third)
+        decoder.cancel(number)
+        for one in (long, waiting, other):
+            assert one.over.wait(60)
+    assert long.bursts[-1].finish == waiting.bursts[-1].finish == "cancelled"
+    assert other.tokens == alone[1]
+
+
+def test_a_prompt_that_the_cache_can_not_hold_is_refused(artifact: Path) -> None:
+    with opened(artifact, kv_cache_gb=0.0002) as decoder, pytest.raises(ValueError, match="KV cache holds"):
+        decoder.submit(greedy(list(range(3, 500)) * 3), Heard())
+
+
+def test_an_answer_that_fills_the_whole_cache_ends(artifact: Path) -> None:
+    with opened(artifact, kv_cache_gb=0.0002) as decoder:
+        (heard,) = decode(decoder, greedy(PROMPTS[0], 100_000))
+    assert heard.bursts[-1].finish == "length"
+    assert len(heard.tokens) > 100
+
+
+def test_closing_ends_what_runs(artifact: Path) -> None:
+    heard = Heard()
+    with opened(artifact) as decoder:
+        decoder.submit(greedy(PROMPTS[0], 100_000), heard)
+        until(lambda: len(heard.bursts) > 1)
+        decoder.close()
+        decoder.close()
+    assert heard.bursts[-1].finish == "cancelled"

@@ -54,15 +54,17 @@ def test_confidence_follows_what_it_sees() -> None:
     assert confidence.of(Guess([1], LONGEST))[0] < 0.1
 
 
-@given(Chances, st.floats(1, 100), st.floats(0.01, 100), st.integers(0, 8))
+@given(Chances, st.floats(1, 100), st.floats(0.01, 100), st.integers(0, 8), st.sampled_from([1, 4]))
 def test_what_is_taken_gives_the_most_tokens_a_second(
-    chances: list[list[float]], base: float, extra: float, room: int
+    chances: list[list[float]], base: float, extra: float, room: int, grain: int
 ) -> None:
     def rate(taken: tuple[int, ...]) -> float:
         tokens = len(chances) + sum(sum(row[:n]) for row, n in zip(chances, taken, strict=True))
-        return tokens / (base + extra * sum(taken))
+        size = len(chances) + sum(taken)
+        padded = -(-size // grain) * grain if sum(taken) else size
+        return tokens / (base + extra * (padded - len(chances)))
 
-    taken = worthwhile(chances, base, extra, room)
+    taken = worthwhile(chances, base, extra, room=room, grain=grain)
     assert sum(taken) <= room
     options = itertools.product(*(range(len(row) + 1) for row in chances))
     best = max(rate(option) for option in options if sum(option) <= room)

@@ -149,22 +149,27 @@ class Pace:
         return fit
 
 
-def worthwhile(chances: Sequence[Sequence[float]], base_ms: float, extra_ms: float, room: int) -> list[int]:
+def worthwhile(
+    chances: Sequence[Sequence[float]], base_ms: float, extra_ms: float, *, room: int, grain: int = 1
+) -> list[int]:
     """Return how many tokens of each guess to check so that tokens per second are most; at most `room` in all.
 
-    `chances` are those of `Confidence.of`, one list a sequence (empty: no guess). A step gives each sequence one token and those of its
-    guess that are right, so another guessed token pays as long as its chance per ms is above the step's tokens per ms.
+    `chances` are those of `Confidence.of`, one list a sequence (empty: no guess). A step gives each sequence one token and those
+    of its guess that are right. With guesses its size is rounded up to a multiple of `grain` tokens, and that is what it costs.
     """
-    taken = [0] * len(chances)
-    tokens, ms = float(len(chances)), base_ms
+    streams = len(chances)
     order = sorted(
         ((chance, number, index) for number, row in enumerate(chances) for index, chance in enumerate(row)),
         key=lambda entry: (-entry[0], entry[2]),
-    )
-    for chance, number, index in order[:room]:
-        if chance * ms <= tokens * extra_ms:
-            break
-        taken[number] = index + 1
+    )[:room]
+    best, tokens, most = 0, float(streams), streams / base_ms
+    for count, (chance, _, _) in enumerate(order, 1):
         tokens += chance
-        ms += extra_ms
+        padded = -(-(streams + count) // grain) * grain - streams
+        rate = tokens / (base_ms + extra_ms * padded)
+        if rate > most:
+            best, most = count, rate
+    taken = [0] * streams
+    for _, number, index in order[:best]:
+        taken[number] = max(taken[number], index + 1)
     return taken

@@ -229,7 +229,7 @@ class PagedDecoder(Decoder):
         room = max(0, self._settings.max_batched_tokens - len(decoding))
         if len(decoding) < len(self._running):
             room //= 2  # a prompt that is being read gets on, too
-        taken = worthwhile(chances, *pace, room=room)
+        taken = worthwhile(chances, *pace, room=room, grain=GRAIN)
         return {
             sequence.number: Guess(found[sequence.number].tokens[:length], found[sequence.number].match)
             for sequence, length in zip(decoding, taken, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from quicksilver import api
-from quicksilver.engines.openvino.paged import PagedDecoder
+from quicksilver.engines.openvino.graph import SCRATCH_TOKENS
+from quicksilver.engines.openvino.paged import GRAIN, PagedDecoder
 from quicksilver.nouns import Burst, Recipe, Request, Settings
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.techniques import make
@@ -110,6 +113,20 @@ def test_guesses_are_made_and_are_right_where_the_text_repeats_itself(artifact: 
         assert len(heard.bursts) < 300
         assert decoder.accepted > 100
         assert decoder.accepted <= decoder.drafted
+
+
+def test_steps_keep_their_shape_within_the_scratch_room(artifact: Path) -> None:
+    with opened(artifact, speculation=LOOKUP) as decoder:
+        random.seed(0)
+        sizes = []
+        for _ in range(3000):
+            streams = random.choice((1, 8))
+            tokens = streams + random.choice((0, 0, 1, 5, 12, 40, 72, 104))
+            padding = decoder._padding(streams, tokens)
+            assert 0 <= padding <= SCRATCH_TOKENS
+            sizes.append(tokens + padding)
+            assert sizes[-1] == streams or sizes[-1] % GRAIN == 0
+        assert sum(a == b for a, b in itertools.pairwise(sizes)) > 500
 
 
 @pytest.mark.parametrize("speculate", [0, None])

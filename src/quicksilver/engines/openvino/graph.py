@@ -73,6 +73,8 @@ class Graph:
         `padding` tokens, up to SCRATCH_TOKENS, are computed besides and dropped: a step of the same shape as the one before
         costs a quarter less than one of a new shape, for which the engine prepares every node.
         """
+        if padding > SCRATCH_TOKENS:
+            raise ValueError(f"A step can't be padded with {padding} tokens: there is room for {SCRATCH_TOKENS}.")
         total = sum(piece.rows for piece in work)
         if padding:
             work = [*work, Work([0] * padding, 0, self._scratch, padding)]

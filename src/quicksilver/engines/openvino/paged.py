@@ -47,7 +47,6 @@ class _Sequence:
     prefix: int = 0
     generated: int = 0
     prompt_logprobs: list[float | None] | None = None
-    cancelled: bool = False
 
     @property
     def decoding(self) -> bool:
@@ -189,7 +188,7 @@ class PagedDecoder(Decoder):
     def _padding(self, streams: int, tokens: int) -> int:
         """Return how many tokens to pad a step with, so that steps keep their shape: it shrinks at the second occasion."""
         size = tokens if tokens == streams else -(-tokens // GRAIN) * GRAIN
-        if self._shape[0] == streams and size < self._shape[1] <= size + SCRATCH_TOKENS and not self._shrinks:
+        if self._shape[0] == streams and size < self._shape[1] <= tokens + SCRATCH_TOKENS and not self._shrinks:
             self._shrinks = True
             return self._shape[1] - tokens
         self._shrinks = False

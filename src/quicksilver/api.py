@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from pydantic import ValidationError
+
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, unknown
@@ -88,9 +90,9 @@ class Benchmark:
 
 
 def optimize(
-    model: str,
+    model: str | Path,
     *,
-    workload: str = "hotpotqa",
+    workload: str | Path = "hotpotqa",
     goal: str = "cost",
     max_quality_loss: float = 1.0,
     ttft_p95_ms: float | None = None,
@@ -131,14 +133,21 @@ def optimize(
     if budget_minutes <= 0:
         raise BadInputError("A budget is a positive number of minutes.")
     engines.find(engine).version()
+    if recipes is not None and not recipes:
+        raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
+    model, workload = str(model), str(workload)
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    wanted = Goal(
-        metric=cast("GoalName", goal),
-        max_quality_loss=max_quality_loss,
-        ttft_p95_ms=ttft_p95_ms,
-        itl_p95_ms=itl_p95_ms,
-        memory_mb=memory_mb,
-    )
+    try:
+        wanted = Goal(
+            metric=cast("GoalName", goal),
+            max_quality_loss=max_quality_loss,
+            ttft_p95_ms=ttft_p95_ms,
+            itl_p95_ms=itl_p95_ms,
+            memory_mb=memory_mb,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(f"{first['loc'][0]} can't be {first['input']!r}: {first['msg']}.") from error
     tell = progress or _silent
     tell(Event("prepare", f"model {model}"))
     found = models.resolve(model, accept_licence=accept_licence)
@@ -163,7 +172,7 @@ def optimize(
 
 def benchmark(
     target: str,
-    workload: str = "hotpotqa",
+    workload: str | Path = "hotpotqa",
     *,
     streams: Sequence[int] = (1, 8),
     prompts: int | None = None,
@@ -181,7 +190,7 @@ def benchmark(
 ) -> Benchmark:
     """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
 
-    Each prompt is sent once in all unless `repeat_prompts` is set. Raises QuicksilverError.
+    Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. Raises QuicksilverError.
     """
     from quicksilver.bench.load import run_load
     from quicksilver.bench.price import cost
@@ -193,8 +202,10 @@ def benchmark(
     if rounds < 1:
         raise BadInputError("A benchmark needs at least one round.")
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    load = _workload(workload, prompts, seed, streams)
-    every = [*load.search, *load.evaluation]
+    load = _workload(str(workload), prompts, seed, streams)
+    # Nothing is calibrated here, and one prompt is left to warm up with.
+    warm, *every = [*load.calibration, *load.search, *load.evaluation]
+    every = every or [warm]
     batches = _batches(every, load.concurrencies, rounds, repeat=repeat_prompts)
     tell = progress or _silent
     notes: list[str] = []
@@ -203,8 +214,7 @@ def benchmark(
         samples_path = (out or Path("runs") / "bench").absolute() / f"samples-{load.hash}.jsonl"
         samples_path.parent.mkdir(parents=True, exist_ok=True)
         samples_path.unlink(missing_ok=True)
-        warm = load.calibration[:1] or every[-1:]
-        run_load(endpoint, warm, concurrency=1, max_tokens=16, out=samples_path, warmup=True)
+        run_load(endpoint, [warm], concurrency=1, max_tokens=16, out=samples_path, warmup=True)
         samples = []
         total, done = sum(len(batch) for _, _, batch in batches), 0
         for number, concurrency, batch in batches:

@@ -40,6 +40,15 @@ class EngineError(QuicksilverError):
     exit_code = 5
 
 
+def said(error: BaseException) -> str:
+    """Return what a library's error says, on one line and without a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # OpenVINO's first lines say where in its source; what it says is the last.
+    return (lines[-1] if lines[0].startswith("Exception from") else lines[0]).rstrip(".:")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BadInputError:
     """Make the error for an unknown name, with the nearest known one as a suggestion."""
     names = sorted(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,8 +54,13 @@ def _cpuinfo() -> tuple[str, set[str]]:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that a new process could take: the machine's, or what a container's limit leaves."""
-    return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit, used in _cgroups())]))
+    """Return the bytes of memory that a new process could take: the machine's, or what a container's or ulimit's limit leaves."""
+    free = [int(psutil.virtual_memory().available), *(limit - used for limit, used in _cgroups())]
+    # Of address space, which is always more than the memory in use.
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        free.append(most)
+    return max(0, min(free))
 
 
 def _memory_limit() -> int:

@@ -82,7 +82,29 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
     with found.serve() as endpoint:
         served = api.benchmark(endpoint.url, str(workload), streams=(2,), prompts=12, out=tmp_path / "bench")
     assert served.speeds[0].errors == 0
-    assert served.speeds[0].requests > 0
+    assert served.speeds[0].requests == 11  # one of the twelve warmed up
+
+
+def test_paths_do_as_names(model: Path, workload: Path, tmp_path: Path) -> None:
+    found = api.optimize(
+        model, workload=workload, engine="fake", streams=(1, 4), runs=tmp_path / "runs", recipes=two(model)
+    )
+    assert found.result.workload == api.optimize(
+        str(model), workload=str(workload), engine="fake", streams=(1, 4), runs=tmp_path / "more", recipes=two(model)
+    ).result.workload  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"recipes": []}, "list of recipes is empty"), ({"max_quality_loss": -1.0}, "max_quality_loss can't be -1"),
+     ({"ttft_p95_ms": 0.0}, "ttft_p95_ms can't be 0")],
+)  # fmt: skip
+def test_what_makes_no_sense_is_one_sentence(
+    changes: dict[str, object], said: str, model: Path, workload: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match=said) as caught:
+        optimize(model, workload, tmp_path / "runs", **changes)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_limit_that_nothing_meets_is_named(model: Path, workload: Path, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ class Misbehave(Technique):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.how == "abort":
+            os.write(2, b"memory allocation of 3 bytes failed\\n")
+            os.abort()
         if self.how == "exit":
             print("one last word", file=sys.stderr, flush=True)
             os._exit(7)
@@ -315,6 +318,31 @@ def test_the_fake_engine_is_built_for_without_the_heavy_stack(
     assert shown.stdout.strip() == "int8"
 
 
+@pytest.mark.parametrize("file", ["weights", "manifest.json"])
+@pytest.mark.usefixtures("plugin")
+def test_what_is_damaged_is_built_again(tiny: Path, file: str) -> None:
+    made = plan(tiny, engine="plain")
+    for key in (building.build(made).key, made.steps[0].key):
+        damaged = store.path(key) / file
+        damaged.chmod(0o644)
+        damaged.write_text("")
+    again = plan(tiny, engine="plain")
+    assert not again.built
+    assert again.missing == again.steps
+    building.build(again)
+    assert [store.verify(key) for key in keys()] == [[], []]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_artefact_needs_none_of_its_steps(tiny: Path) -> None:
+    building.build(plan(tiny, engine="plain"))
+    store.prune()
+    made = plan(tiny, engine="plain")
+    assert made.built
+    assert made.missing == ()
+    assert not made.steps[0].built
+
+
 # How steps fail
 
 
@@ -328,6 +356,7 @@ def test_the_fake_engine_is_built_for_without_the_heavy_stack(
         ("missing", BuildError, r"The step .* couldn't read or write /nowhere/at/all: no such file or directory\."),
         ("killed", NotEnoughError, r"The step .* was killed \(SIGKILL\), most likely because memory ran out\."),
         ("crash", BuildError, r"The step misbehave\(how=crash\) crashed \(SIGSEGV\)\."),
+        ("abort", NotEnoughError, r"The step misbehave\(how=abort\) ran out of memory\."),
         ("exit", BuildError, r"The step misbehave\(how=exit\) failed: one last word\."),
         ("nothing", BuildError, r"The step misbehave\(how=nothing\) left no files\."),
     ],

@@ -75,9 +75,14 @@ def test_the_last_words_of_a_server_that_dies_while_loading_are_the_error(folder
 def test_an_engine_that_can_t_read_its_artefact_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     broken = make_tiny_model(tmp_path / "model")
     (broken / "fake.json").write_text("{")
-    with pytest.raises(EngineError, match="could not open") as caught, serve_process("fake", broken, Settings()):
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(EngineError, match=r"could not open .* `quicksilver store verify`") as caught,
+        serve_process("fake", broken, Settings(), log=log),
+    ):
         pass
     assert "\n" not in str(caught.value)
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_python_that_isn_t_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:

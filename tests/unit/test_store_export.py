@@ -41,6 +41,17 @@ def test_an_object_goes_to_another_store_and_is_the_same(tmp_path: Path, home: P
     assert [p.name for p in tmp_path.glob("object.tar*")] == ["object.tar"]
 
 
+@pytest.mark.parametrize("damage", [b"4321", b"4"])
+def test_an_import_mends_what_is_damaged(tmp_path: Path, damage: bytes) -> None:
+    source = export_of(tmp_path, {"weights.bin": b"1234"})
+    store.import_(source)
+    file = store.path(KEY) / "weights.bin"
+    file.chmod(0o644)
+    file.write_bytes(damage)
+    assert store.import_(source) == KEY
+    assert store.verify(KEY) == []
+
+
 def test_an_export_names_nobody(tmp_path: Path) -> None:
     with tarfile.open(export_of(tmp_path, {"a": b"1"})) as archive:
         for entry in archive:

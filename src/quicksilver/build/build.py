@@ -20,6 +20,7 @@ from quicksilver import __version__, engines
 from quicksilver.build import plan as planning
 from quicksilver.build import store
 from quicksilver.build.plan import Plan, PlannedStep
+from quicksilver.build.worker import NO_MEMORY
 from quicksilver.errors import BadInputError, BuildError, IllegalRecipeError, NotEnoughError, QuicksilverError
 from quicksilver.hardware import detect
 from quicksilver.nouns.artifact import MANIFEST, RECIPE, Artifact
@@ -166,10 +167,13 @@ def _death(code: int, label: str, chatter: IO[bytes], begun: int, log: Path | No
     if code == -signal.SIGKILL:
         return NotEnoughError(f"The step {label} was killed (SIGKILL), most likely because memory ran out.")
     where = f"; the log is {log}" if log else ""
+    chatter.seek(max(begun, chatter.seek(0, os.SEEK_END) - LOG_TAIL))
+    words = chatter.read().decode(errors="replace")
+    if NO_MEMORY.search(words):
+        return NotEnoughError(f"The step {label} ran out of memory{where}.")
     if code < 0:
         return BuildError(f"The step {label} crashed ({signal.Signals(-code).name}){where}.")
-    chatter.seek(max(begun, chatter.seek(0, os.SEEK_END) - LOG_TAIL))
-    lines = [line.strip() for line in chatter.read().decode(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
     return BuildError(f"The step {label} failed: {lines[-1].rstrip('.') if lines else f'exit code {code}'}{where}.")
 
 

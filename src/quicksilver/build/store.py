@@ -39,8 +39,16 @@ def path(key: str) -> Path:
 
 
 def has(key: str) -> bool:
-    """Say whether an object is there; the manifest comes into place with the folder, by one rename."""
-    return (path(key) / MANIFEST).is_file()
+    """Say whether an object is there and whole by its files' sizes (`verify` reads them).
+
+    The manifest comes into place with the folder, by one rename.
+    """
+    folder = path(key)
+    try:
+        files = read_manifest(folder)["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -92,7 +100,7 @@ def put(folder: Path, key: str) -> None:
         _flush(item)
     target = path(key)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():  # without a manifest, or nobody would put something here: no object
+    if target.exists():  # without a manifest or damaged, or nobody would put something here: no object
         _discard(target)
     folder.rename(target)
     _flush(target.parent)
@@ -360,7 +368,7 @@ def _take(folder: Path, key: str) -> str:
         except BadInputError as error:
             raise ValueError(f"its {RECIPE} and {MANIFEST} don't describe an artefact") from error
     with locked(key), writing(home()):
-        if not has(key):
+        if not has(key) or wrong_in(path(key), read_manifest(path(key))):
             for item in folder.rglob("*"):
                 if item.is_file():
                     item.chmod(READ_ONLY)

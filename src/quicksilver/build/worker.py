@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from quicksilver import engines, techniques
-from quicksilver.errors import BuildError, NotEnoughError, QuicksilverError
+from quicksilver.errors import BuildError, NotEnoughError, QuicksilverError, said
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.technique import Step
 from quicksilver.nouns.workload import Prompt
 from quicksilver.sources import gguf, gguf_grid
+from quicksilver.sources.home import HOME_VARIABLE, home
 
 NO_MEMORY = re.compile(
-    r"bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE
+    r"bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|out of memory|memory allocation of \d+ bytes failed",
+    re.IGNORECASE,
 )
 # OpenVINO says no more than that of a file that it couldn't write whole.
 NO_DISK = re.compile(r"no space left|disk quota exceeded|iostream error", re.IGNORECASE)
@@ -66,23 +68,21 @@ def _end_with_parent() -> None:
 
 def _sentence(error: Exception, job: dict[str, Any]) -> QuicksilverError:
     """Say in one sentence what went wrong in a library or with a file."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO's first lines say where in its source; what it says is the last.
-    said = (
-        (lines[-1] if lines and lines[0].startswith("Exception from") else lines[0]) if lines else "it gave no reason"
-    )
     step = f"The step {job['label']}"
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return NotEnoughError(f"{step} ran out of memory.")
     if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or NO_DISK.search(str(error)):
         free_mb = shutil.disk_usage(job["target"]).free / 1e6
         return NotEnoughError(
-            f"{step} couldn't write all of its files: the disk of {job['target']} is full, or nearly ({free_mb:,.0f} MB are free)."
+            f"{step} couldn't write all of its files: the disk of {home()} is full, or nearly ({free_mb:,.0f} MB are free); "
+            f"make room, or name another folder in {HOME_VARIABLE}."
         )
     if isinstance(error, OSError):
         name = f" {error.filename}" if error.filename else " a file"
-        return BuildError(f"{step} couldn't read or write{name}: {(error.strerror or said).lower().rstrip('.')}.")
-    return BuildError(f"{step} failed: {type(error).__name__}: {said.rstrip('.:')}.")
+        return BuildError(
+            f"{step} couldn't read or write{name}: {(error.strerror or said(error)).lower().rstrip('.')}."
+        )
+    return BuildError(f"{step} failed: {type(error).__name__}: {said(error)}.")
 
 
 def _peak_memory_mb() -> float:

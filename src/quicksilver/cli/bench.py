@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     metavar="LIST",
     help="Concurrencies, one after the other.",
 )
-@click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload.")
+@click.option(
+    "--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload; the first warms up."
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Repeats, for the spread.")
 @click.option(
     "--repeat-prompts", is_flag=True, help="Let prompts come more than once; a prefix cache then flatters the figures."

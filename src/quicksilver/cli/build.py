@@ -104,9 +104,9 @@ def _show_plan(plan: Plan, out: Console) -> None:
         [
             str(number),
             step.label,
-            "built" if step.built else "to build",
+            "built" if step.built else ("to build" if step in plan.missing else "not needed"),
             "" if step.last_s is None else duration(step.last_s),
-            "" if step.built else f"{step.memory_mb:,.0f} MB",
+            f"{step.memory_mb:,.0f} MB" if step in plan.missing else "",
             f"{step.disk_mb:,.0f} MB",
         ]
         for number, step in enumerate(plan.steps, 1)
@@ -118,6 +118,10 @@ def _show_plan(plan: Plan, out: Console) -> None:
 
 
 def _outlook(plan: Plan) -> str:
+    from quicksilver.build.plan import check_room
+    from quicksilver.errors import NotEnoughError
+    from quicksilver.sources.home import existing, home
+
     if not plan.missing:
         return "Everything is built."
     expected = "about " + duration(plan.expected_s) if plan.expected_s is not None else "a time not yet known here"
@@ -125,7 +129,12 @@ def _outlook(plan: Plan) -> str:
     disk_mb = sum(step.disk_mb for step in plan.missing)
     count = len(plan.missing)
     steps = "1 step" if count == 1 else f"{count} steps"
-    return f"To build: {steps}, {expected}, {memory_mb:,.0f} MB of memory and {disk_mb:,.0f} MB of disk."
+    outlook = f"To build: {steps}, {expected}, {memory_mb:,.0f} MB of memory and {disk_mb:,.0f} MB of disk."
+    try:
+        check_room(plan, existing(home()))
+    except NotEnoughError as error:
+        outlook += f"\n{error}"
+    return outlook
 
 
 def _plan_document(plan: Plan) -> dict[str, Any]:
@@ -133,12 +142,14 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.label,
         "model": plan.model.name,
         "key": plan.key,
+        "built": plan.built,
         "expected_s": plan.expected_s,
         "steps": [
             {
                 "label": step.label,
                 "key": step.key,
                 "built": step.built,
+                "missing": step in plan.missing,
                 "memory_mb": step.memory_mb,
                 "disk_mb": step.disk_mb,
                 "last_s": step.last_s,

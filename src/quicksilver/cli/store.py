@@ -89,16 +89,15 @@ def verify(keys: tuple[str, ...]) -> None:
     for key in chosen:
         try:
             found = objects.verify(key)
-        except BadInputError as error:
-            found = [str(error)]
+        except BadInputError:
+            found = ["its manifest can't be read"]
         if found:
             wrong[key] = found
     if wrong:
-        first = next(iter(wrong))
         raise DamagedError(
-            f"{len(wrong)} of {len(chosen)} objects {'is' if len(wrong) == 1 else 'are'} damaged: "
+            f"{len(wrong)} of {len(chosen)} object{'s' if len(chosen) > 1 else ''} {'is' if len(wrong) == 1 else 'are'} damaged: "
             + "; ".join(f"{key}: {what[0].rstrip('.')}" for key, what in wrong.items())
-            + f". Remove what is damaged with `quicksilver store prune {first}`, and it is built again when it is needed."
+            + f". Remove what is damaged with `quicksilver store prune {' '.join(wrong)}`, and it is built again when it is needed."
         )
     count = len(chosen)
     emit(

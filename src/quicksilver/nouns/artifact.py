@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quicksilver.errors import BadInputError
+from quicksilver.errors import BadInputError, said
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.engine import Settings
 
@@ -48,7 +48,10 @@ class Artifact(Noun):
         except FileNotFoundError as error:
             raise BadInputError(f"{folder} is not an artefact: {Path(error.filename).name} is missing.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"{folder} is not an artefact that can be read: {error!r}.") from error
+            raise BadInputError(
+                f"{folder} is not an artefact that can be read: its {RECIPE} or {MANIFEST} is damaged ({said(error)}). "
+                "If it is in the store, `quicksilver store prune` removes it, and it is built again when it is needed."
+            ) from error
 
     def identity(self) -> Any:
         return {"key": self.key}

@@ -82,7 +82,8 @@ def _why(best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candid
     if rivals:
         lead = 100 * (merit(best.score, goal) / merit(rivals[0].score, goal) - 1)
         close = "; runs vary by more than that, so take them as equal" if lead < 5 else ""
-        sentences.append(f"Next comes {rivals[0].label}, {lead:.0f} % behind{close}.")
+        behind = f"{lead:.0f} % behind" if round(lead) else "less than 1 % behind"
+        sentences.append(f"Next comes {rivals[0].label}, {behind}{close}.")
     faster = [
         c
         for c in judged

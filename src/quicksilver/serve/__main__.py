@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quicksilver.errors import BadInputError, EngineError, QuicksilverError
+from quicksilver.errors import BadInputError, EngineError, QuicksilverError, said
 from quicksilver.nouns import Artifact, Decoder, Settings
 from quicksilver.nouns.artifact import RECIPE
 from quicksilver.sources.text import Tokenizer
@@ -157,9 +157,10 @@ def _load(
     except QuicksilverError as error:
         loop.call_soon_threadsafe(loaded.set_exception, error)
     except Exception as error:
-        log.exception("The engine failed to open the artefact.")
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        failure = EngineError(f"The engine {engine!r} could not open {artifact}: {first.rstrip('.')}.")
+        log.info("The engine failed to open the artefact.", exc_info=True)
+        failure = EngineError(
+            f"The engine {engine!r} could not open {artifact}: {said(error)}. `quicksilver store verify` says whether files are damaged."
+        )
         loop.call_soon_threadsafe(loaded.set_exception, failure)
     else:
         loop.call_soon_threadsafe(loaded.set_result, result)

@@ -56,6 +56,11 @@ def writable(folder: Path, variable: str = HOME_VARIABLE) -> Path:
     return folder
 
 
+def existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one around it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
 def need_disk(folder: Path, size: int, what: str, variable: str = HOME_VARIABLE) -> None:
     """Raise NotEnoughError unless the disk that holds an existing folder has `size` bytes free."""
     free = shutil.disk_usage(folder).free

@@ -56,7 +56,7 @@ def main() -> int:
                     decoder.close()
                 rates[name][concurrency].append(rate)
                 print(f"round {number + 1}: {name}, {concurrency} streams: {rate:.1f} tokens/s", file=sys.stderr)
-    ratios = {f"{c} streams": ratio(rates["ours"][c], rates["GenAI"][c]) for c in PROMPTS}
+    ratios = {f"{c} stream{'s' if c > 1 else ''}": ratio(rates["ours"][c], rates["GenAI"][c]) for c in PROMPTS}
     print(json.dumps({"benchmark": "decoder", "rounds": rounds, "ratio": ratios, "tokens_per_s": rates, **stamp()}))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,17 @@ def test_a_token_has_the_logprob_that_it_has_in_a_prompt(artifact: Path, fields:
     assert [row[0][0] for row in top] == said.tokens
     assert [row[0][1] for row in top] == pytest.approx(logprobs, abs=1e-6)
     assert all(len(row) == 3 and row[0][1] >= row[1][1] >= row[2][1] for row in top)
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16", "u8", "u4"])
+def test_a_rounded_cache_holds_the_same_prompt_however_it_is_read(artifact: Path, precision: str) -> None:
+    scores = []
+    for batched in (2048, 32):
+        with opened(artifact, kv_precision=precision, properties={}, max_batched_tokens=batched) as decoder:
+            (heard,) = decode(decoder, greedy(PROMPTS[5] * 2, 1, logprobs=True, echo=True))
+            assert heard.bursts[0].prompt_logprobs is not None
+            scores.append([value for value in heard.bursts[0].prompt_logprobs if value is not None])
+    assert statistics.correlation(*scores) > 0.9
 
 
 def test_an_answer_ends_at_its_end_token_even_within_a_guess(artifact: Path) -> None:

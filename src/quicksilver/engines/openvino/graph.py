@@ -46,7 +46,8 @@ class Graph:
         self._request = self._compiled.create_infer_request()
         caches = [port for port in self._compiled.inputs if "_cache." in port.get_any_name()]
         shapes = [[side.get_length() for side in list(port.get_partial_shape())[1:]] for port in caches]
-        self.block_tokens: int = shapes[0][1]
+        # Rounded keys have rows for their scales beside those of the tokens; rounded values keep them in each row.
+        self.block_tokens: int = min(shape[1] for shape in shapes)
         """Tokens of a block."""
         self.block_bytes = sum(
             int(np.prod(shape)) * port.get_element_type().bitwidth // 8

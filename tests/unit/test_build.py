@@ -318,31 +318,6 @@ def test_the_fake_engine_is_built_for_without_the_heavy_stack(
     assert shown.stdout.strip() == "int8"
 
 
-@pytest.mark.parametrize("file", ["weights", "manifest.json"])
-@pytest.mark.usefixtures("plugin")
-def test_what_is_damaged_is_built_again(tiny: Path, file: str) -> None:
-    made = plan(tiny, engine="plain")
-    for key in (building.build(made).key, made.steps[0].key):
-        damaged = store.path(key) / file
-        damaged.chmod(0o644)
-        damaged.write_text("")
-    again = plan(tiny, engine="plain")
-    assert not again.built
-    assert again.missing == again.steps
-    building.build(again)
-    assert [store.verify(key) for key in keys()] == [[], []]
-
-
-@pytest.mark.usefixtures("plugin")
-def test_an_artefact_needs_none_of_its_steps(tiny: Path) -> None:
-    building.build(plan(tiny, engine="plain"))
-    store.prune()
-    made = plan(tiny, engine="plain")
-    assert made.built
-    assert made.missing == ()
-    assert not made.steps[0].built
-
-
 # How steps fail
 
 

@@ -128,8 +128,8 @@ def test_the_openai_client_gets_answers(endpoint: Endpoint) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.chat.completions.create(model="other", **CHAT)
-    with pytest.raises(openai.BadRequestError, match="logit_bias"):
-        client.chat.completions.create(model="tiny", logit_bias={"5": 1}, **CHAT)
+    with pytest.raises(openai.BadRequestError, match="min_p"):
+        client.chat.completions.create(model="tiny", extra_body={"min_p": 0.5}, **CHAT)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,12 @@ def test_the_openai_client_gets_answers(endpoint: Endpoint) -> None:
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "integer"),
         ({"prompt": "a", "n": 2}, "n", "should be 1"),
         ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
-        ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"prompt": "a", "logit_bias": {"512": 1}}, "logit_bias", "0 to 511"),
+        ({"prompt": "a", "logit_bias": {"five": 1}}, "logit_bias.five.[key]", "integer"),
         ({"prompt": "a", "min_p": 0.1}, "min_p", "not supported"),
         ({"prompt": "a", "temprature": 0.1}, "temprature", "not supported"),
-        ({"prompt": "a", "logprobs": 5, "temperature": 0}, "logprobs", "at most 1"),
-        ({"prompt": "a", "logprobs": 1, "temperature": 1}, "logprobs", "temperature 0"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "echo"),
         ({"prompt": "a", "min_tokens": 20}, "min_tokens", "20"),
         ({"prompt": "a", "stop": ["x"] * 1000}, "stop", "1000"),
@@ -180,7 +181,7 @@ def test_a_completion_that_can_t_be_honoured_names_the_field(
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"top_logprobs": 1}, "top_logprobs", "'logprobs' to be true"),
-        ({"logprobs": True, "top_logprobs": 3}, "top_logprobs", "at most 1"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "disagree"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"echo": True}, "echo", "not supported"),
@@ -447,6 +448,34 @@ def test_chat_logprobs_give_the_bytes_of_each_token(puppet: tuple[Puppet, Endpoi
     assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == "你 a"
     assert {entry["logprob"] for entry in entries} == {-0.5}
     assert all(entry["top_logprobs"][0]["token"] == entry["token"] for entry in entries)
+
+
+def test_the_likeliest_tokens_are_told_and_the_chosen_one_with_them(endpoint: Endpoint) -> None:
+    body = {"prompt": "The river is", "logprobs": 3, "max_tokens": 20, "temperature": 1.5, "seed": 2}
+    found = ask(endpoint, "/completions", body)["choices"][0]["logprobs"]
+    for token, value, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert top[token] == value
+        assert len(top) in (3, 4) or "\ufffd" in "".join(top)
+        assert sum(other > value for other in top.values()) <= 3
+    chat = ask(endpoint, "/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 3, "max_tokens": 5})
+    for entry in chat["choices"][0]["logprobs"]["content"]:
+        values = [likely["logprob"] for likely in entry["top_logprobs"]]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert entry["top_logprobs"][0]["token"] == entry["token"]
+
+
+def test_a_bias_forces_and_forbids_a_token(endpoint: Endpoint, tokenizer: Tokenizer) -> None:
+    body = {"prompt": "The river is", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    (token,) = tokenizer.encode("a", special=False)
+    forced = ask(endpoint, "/completions", body | {"logit_bias": {str(token): 100}})
+    assert forced["choices"][0]["text"] == "aaaa"
+    free = ask(endpoint, "/completions", body | {"logprobs": 0})["choices"][0]
+    first = ask(endpoint, "//tokenize", {"prompt": free["logprobs"]["tokens"][0], "add_special_tokens": False})[
+        "tokens"
+    ]
+    forbidden = ask(endpoint, "/completions", body | {"logit_bias": {str(first[0]): -100}})
+    assert forbidden["choices"][0]["text"] != free["text"]
 
 
 def test_usage_can_come_with_every_chunk(endpoint: Endpoint) -> None:

@@ -37,6 +37,8 @@ FILE = "fake.json"
 NOT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
 CANDIDATES = 8
 """Tokens that have a logit at each position."""
+UNLIKELY = -20.0
+"""The logit of another token that a request gives a bias to."""
 PROPERTIES = {"prefill_ms_per_token": 0.0, "decode_ms": 0.0, "batch_cost": 0.1, "draft_cost": 0.05}
 # What a technique does to the time of a prefill and of a decode step, and by how many nats it lowers log-probabilities.
 EFFECTS = {
@@ -218,7 +220,7 @@ class FakeDecoder(Decoder):
     def _burst(self, sequence: _Sequence, drafted: int, first: bool) -> Burst:
         """Decode the next token, and those of the drafted that a hash of the position accepts."""
         request = sequence.request
-        burst = Burst([], logprobs=[] if request.logprobs else None)
+        burst = Burst([], logprobs=[] if request.logprobs else None, top_logprobs=[] if request.logprobs else None)
         if first and request.echo:
             burst.prompt_logprobs = self._prompt_logprobs(request.prompt)
         accepted = _digest(sequence.digest, len(sequence.tokens)) % (drafted + 1)
@@ -226,12 +228,13 @@ class FakeDecoder(Decoder):
             if len(sequence.tokens) >= request.max_tokens:
                 burst.finish = "length"
                 break
-            token, logprob = self._next(sequence)
+            token, logprob, top = self._next(sequence)
             sequence.tokens.append(token)
             sequence.counts[token] += 1
             burst.tokens.append(token)
-            if burst.logprobs is not None:
+            if burst.logprobs is not None and burst.top_logprobs is not None:
                 burst.logprobs.append(logprob)
+                burst.top_logprobs.append(top)
             if token in self._eos and not request.ignore_eos:
                 burst.finish = "stop"
                 break
@@ -239,27 +242,35 @@ class FakeDecoder(Decoder):
             burst.finish = "length"
         return burst
 
-    def _next(self, sequence: _Sequence) -> tuple[int, float]:
-        """Choose the next token; return it with its log-probability before temperature and penalties."""
+    def _next(self, sequence: _Sequence) -> tuple[int, float, list[tuple[int, float]]]:
+        """Choose the next token; return it with its log-probability before temperature and penalties, and the likeliest ones."""
         request = sequence.request
-        logits = self._logits(sequence)
+        logits: dict[int, float] = dict.fromkeys(request.logit_bias, UNLIKELY) | self._logits(sequence)
         total = math.log(sum(math.exp(value) for value in logits.values()))
         scores = {
             token: value
             - request.frequency_penalty * sequence.counts[token]
             - request.presence_penalty * (sequence.counts[token] > 0)
+            + request.logit_bias.get(token, 0.0)
             for token, value in logits.items()
         }
         if len(sequence.tokens) < request.min_tokens or request.ignore_eos:
             scores = {token: value for token, value in scores.items() if token not in self._eos} or scores
         token = _sample(scores, request, sequence.random)
-        return token, logits[token] - total - self._nats * _unit(token, len(sequence.tokens))
+        at = len(sequence.tokens)
+
+        def logprob(token: int) -> float:
+            value: float = logits[token] - total - self._nats * _unit(token, at)
+            return value
+
+        likeliest = heapq.nlargest(request.top_logprobs, logits, key=lambda token: (logprob(token), -token))
+        return token, logprob(token), [(other, logprob(other)) for other in likeliest]
 
     def _logits(self, sequence: _Sequence) -> dict[int, float]:
         at, source = len(sequence.tokens), sequence.source
         length = 8 + sequence.digest // 7919 % 57
         copied = source[(sequence.digest + at) % len(source)]
-        logits = {}
+        logits: dict[int, float] = {}
         for n in range(CANDIDATES - 2):
             mark = _digest(sequence.digest, at, n)
             logits[source[mark % len(source)]] = 3.0 * (mark >> 32) / 2**32

@@ -101,8 +101,8 @@ class Gateway:
         prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, open_answer=True), special=False)
         limit = asked.max_completion_tokens or asked.max_tokens
         room = _check_length(tokenizer, prompt, limit or 1)
-        request = asked.to_engine(prompt, max_tokens=limit or room, logprobs=asked.logprobs)
-        _check_min(request)
+        request = asked.to_engine(prompt, max_tokens=limit or room, logprobs=asked.logprobs, top=asked.top_logprobs)
+        _check_request(tokenizer, request)
         await self._answer(request, asked, receive, send, echo="")
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,9 +117,13 @@ class Gateway:
                 raise ApiError(400, f"'prompt' has token ids outside 0 to {tokenizer.vocab_size - 1}.", param="prompt")
         _check_length(tokenizer, prompt, asked.max_tokens)
         request = asked.to_engine(
-            prompt, max_tokens=asked.max_tokens, logprobs=asked.logprobs is not None, echo=asked.echo
+            prompt,
+            max_tokens=asked.max_tokens,
+            logprobs=asked.logprobs is not None,
+            top=asked.logprobs,
+            echo=asked.echo,
         )
-        _check_min(request)
+        _check_request(tokenizer, request)
         echo = ""
         if asked.echo:
             echo = asked.prompt if isinstance(asked.prompt, str) else tokenizer.decode(prompt, opens=True)
@@ -161,7 +165,6 @@ class _Reply:
         self._answer = answer
         self._asked: Sampling = asked
         self._echo = echo
-        self._top = (asked.top_logprobs if isinstance(asked, ChatRequest) else asked.logprobs) == 1
         self._said = 0
         """Characters so far, for the offsets of tokens."""
         self._offset_text = tokenizer.stream(opens=bool(echo))
@@ -226,29 +229,31 @@ class _Reply:
         if not self._answer.request.logprobs:
             return None
         if self._chat:
-            entries = [self._entry(token, value) for token, value in zip(piece.tokens, piece.logprobs, strict=True)]
-            for entry in entries:
-                entry["top_logprobs"] = [dict(entry)] if self._top else []
+            entries = [
+                self._entry(token, value) | {"top_logprobs": [self._entry(*likely) for likely in top]}
+                for token, value, top in zip(piece.tokens, piece.logprobs, piece.top, strict=True)
+            ]
             return {"content": entries, "refusal": None}
         tokens: list[int] = piece.tokens
         values: list[float | None] = list(piece.logprobs)
-        told = [True] * len(tokens)
         request = self._answer.request
+        # As OpenAI does: the chosen token is among them, be it likely or not. A prompt's tokens weren't chosen.
+        tops: list[dict[str, float] | None] = [
+            {self._text(token): value for token, value in [*top, chosen]}
+            for chosen, top in zip(zip(piece.tokens, piece.logprobs, strict=True), piece.top, strict=True)
+        ]
         if opens and request.echo:
             before = self._answer.prompt_logprobs or [None] * len(request.prompt)
-            tokens, values, told = request.prompt + tokens, before + values, [False] * len(before) + told
-        texts = [self._tokenizer.piece(token).decode(errors="replace") for token in tokens]
+            tokens, values, tops = [*request.prompt, *tokens], [*before, *values], [*(None for _ in before), *tops]
         return {
-            "tokens": texts,
+            "tokens": [self._text(token) for token in tokens],
             "token_logprobs": values,
-            # The likeliest token is known where it was chosen, not in a prompt.
-            "top_logprobs": [
-                {text: value} if known else None for text, value, known in zip(texts, values, told, strict=True)
-            ]
-            if self._top
-            else None,
+            "top_logprobs": tops if request.top_logprobs else None,
             "text_offset": self._offsets(tokens),
         }
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.piece(token).decode(errors="replace")
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
         piece = self._tokenizer.piece(token)
@@ -388,7 +393,10 @@ def _check_length(tokenizer: Tokenizer, prompt: Sequence[int], wanted: int) -> i
     return context - len(prompt)
 
 
-def _check_min(request: Request) -> None:
+def _check_request(tokenizer: Tokenizer, request: Request) -> None:
+    """Refuse what only the tokenizer, or two fields together, show to be wrong."""
+    if request.logit_bias and not 0 <= min(request.logit_bias) <= max(request.logit_bias) < tokenizer.vocab_size:
+        raise ApiError(400, f"'logit_bias' has token ids outside 0 to {tokenizer.vocab_size - 1}.", param="logit_bias")
     if request.min_tokens > request.max_tokens:
         raise ApiError(
             400, f"'min_tokens' is {request.min_tokens} and 'max_tokens' only {request.max_tokens}.",

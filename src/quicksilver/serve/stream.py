@@ -25,6 +25,8 @@ class Piece:
     tokens: list[int] = field(default_factory=list)
     """Only filled when log-probabilities were asked for."""
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each token the likeliest ones."""
 
 
 class Answer:
@@ -104,6 +106,9 @@ class Answer:
             if burst.logprobs is not None and self.request.logprobs:
                 piece.tokens.append(token)
                 piece.logprobs.append(burst.logprobs[index])
+                # An engine that doesn't tell refuses what it would have to: at temperature 0 it is the chosen one.
+                top = [(token, burst.logprobs[index])] if burst.top_logprobs is None else burst.top_logprobs[index]
+                piece.top.append(top[: self.request.top_logprobs])
             if index == ending and token in self._tokenizer.eos:
                 return
             text = step(token)

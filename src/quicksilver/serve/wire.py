@@ -12,6 +12,10 @@ from quicksilver.nouns import Request
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_TOP = 20
+"""Alternatives to a token that can be asked for."""
+MAX_BIAS = 1024
+"""Tokens whose logits a request can change."""
 
 
 class ApiError(Exception):
@@ -118,7 +122,6 @@ class Sampling(Wire):
         "echo": (False,),
         "include_stop_str_in_output": (False,),
         "length_penalty": (1, 1.0),
-        "logit_bias": ({},),
         "min_p": (0, 0.0),
         "priority": (0,),
         "repetition_penalty": (1, 1.0),
@@ -139,6 +142,9 @@ class Sampling(Wire):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[Annotated[int, Field(strict=False)], Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, max_length=MAX_BIAS
+    )
     stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
     n: Literal[1] = 1
     min_tokens: int = Field(0, ge=0)
@@ -165,7 +171,9 @@ class Sampling(Wire):
             return "never"
         return "each" if options.continuous_usage_stats else "end"
 
-    def to_engine(self, prompt: list[int], *, max_tokens: int, logprobs: bool, echo: bool = False) -> Request:
+    def to_engine(
+        self, prompt: list[int], *, max_tokens: int, logprobs: bool, top: int | None, echo: bool = False
+    ) -> Request:
         """Return the sequence to decode."""
         return Request(
             prompt=prompt,
@@ -180,15 +188,9 @@ class Sampling(Wire):
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             echo=echo and logprobs,
+            top_logprobs=top or 0,
+            logit_bias=self.logit_bias,
         )
-
-
-def _check_top(count: int | None, temperature: float, name: str) -> None:
-    """Refuse alternatives to the chosen token: the engine tells only its own log-probability."""
-    if count is not None and count > 1:
-        raise _wrong(name, f"is {count}, but only the chosen token's log-probability is known: ask for at most 1")
-    if count == 1 and temperature > 0:
-        raise _wrong(name, "of 1 asks for the likeliest token, which is known only at temperature 0: use 0")
 
 
 class ChatRequest(Sampling):
@@ -211,7 +213,7 @@ class ChatRequest(Sampling):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -220,7 +222,6 @@ class ChatRequest(Sampling):
             raise _wrong("max_tokens", "and 'max_completion_tokens' disagree: give one")
         if self.top_logprobs is not None and not self.logprobs:
             raise _wrong("top_logprobs", "needs 'logprobs' to be true")
-        _check_top(self.top_logprobs, self.temperature, "top_logprobs")
         return self
 
 
@@ -230,7 +231,7 @@ class CompletionRequest(Sampling):
     neutral = {key: values for key, values in Sampling.neutral.items() if key != "echo"}
     prompt: Annotated[str | list[int], PlainValidator(_prompt)]
     max_tokens: int = Field(16, ge=0)
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
     echo: bool = False
     add_special_tokens: bool = True
 
@@ -238,7 +239,6 @@ class CompletionRequest(Sampling):
     def _agree(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise _wrong("max_tokens", "of 0 needs 'echo' to be true")
-        _check_top(self.logprobs, self.temperature, "logprobs")
         return self
 
 

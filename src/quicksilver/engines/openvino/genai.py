@@ -64,7 +64,7 @@ class GenAiDecoder(Decoder):
     def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
         if not request.prompt:
             raise ValueError("A prompt needs at least one token.")
-        if request.logit_bias or request.top_logprobs > 1:
+        if request.logit_bias or request.top_logprobs > (request.temperature <= 0):
             raise ValueError(
                 "With a draft model there is no logit_bias, and no log-probability but the chosen token's."
             )

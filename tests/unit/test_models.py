@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from disks import read_only
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,6 +109,16 @@ def test_a_damaged_memory_is_computed_again(tiny: Path, tmp_path: Path) -> None:
     for number, path in enumerate(kept):
         path.write_text(["", "[]", '{"version": 1}'][number % 3])
     assert resolve(str(tiny)) == first
+
+
+def test_a_model_is_read_where_nothing_can_be_remembered(tiny: Path, tmp_path: Path) -> None:
+    for path in tiny.iterdir():
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    with read_only(home):
+        assert resolve(str(tiny)).fingerprint
+    assert not list(home.iterdir())
 
 
 def test_the_licence_comes_from_the_model_card(tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from quicksilver.errors import BadInputError, unknown
 from quicksilver.nouns.model import Model, ModelFacts
 from quicksilver.sources import catalogue, gguf, hub, packages
 from quicksilver.sources.directory import inspect, is_pickle, model_facts
-from quicksilver.sources.home import home, writable, writing
+from quicksilver.sources.home import home
+
+log = logging.getLogger(__name__)
 
 _MEMORY_VERSION = 1
 _SETTLED_NS = 2_000_000_000
@@ -138,9 +141,11 @@ def remembered(path: Path, what: str, compute: Callable[[], dict[str, Any]]) -> 
     value = compute()
     # A file that changed a moment ago may change again within the clock's tick, without a trace.
     if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
-        writable(memory.parent)
-        with writing(memory.parent):
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
             partial = memory.with_suffix(f".{time.monotonic_ns()}.partial")
             partial.write_text(json.dumps(state | {"value": value}), encoding="utf-8")
             partial.replace(memory)
+        except OSError as error:  # it only saves time: what needs the folder says so when it comes to it
+            log.debug("%s is not remembered: %s", path, error)
     return value

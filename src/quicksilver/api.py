@@ -273,12 +273,34 @@ def serving(target: str, *, port: int = 0) -> Iterator[Endpoint]:
         yield endpoint
 
 
-def serve(target: str, *, host: str = "127.0.0.1", port: int = 8000, insecure: bool = False) -> int:
-    """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code."""
+def serve(
+    target: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    insecure: bool = False,
+    api_keys: Sequence[str] = (),
+    max_waiting: int = 256,
+    request_timeout_s: float = 600,
+) -> int:
+    """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
+
+    With `api_keys` each request has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and
+    an answer that takes longer than `request_timeout_s` is ended.
+    """
     from quicksilver.serve.__main__ import serve as run_server
+    from quicksilver.serve.limits import Limits
 
     artifact = find_artifact(target)
-    run_server(artifact.engine, artifact.path, artifact.settings, host=host, port=port, insecure=insecure)
+    limits = Limits(
+        max_streams=artifact.settings.max_streams,
+        max_waiting=max_waiting,
+        request_timeout_s=request_timeout_s,
+        api_keys=tuple(api_keys),
+    )
+    run_server(
+        artifact.engine, artifact.path, artifact.settings, host=host, port=port, insecure=insecure, limits=limits
+    )
     return 0
 
 

@@ -12,8 +12,8 @@ from quicksilver.nouns import Endpoint, Recipe
 from quicksilver.techniques import make
 
 MODEL = "smollm2-135m-instruct"
-NEAR_TIE = 0.25
-"""Nats between two tokens that rounding may swap."""
+NEAR_TIE = 0.5
+"""Nats between two tokens that rounding may swap: four steps of bfloat16, in which logits of 16 to 32 are an eighth apart."""
 
 
 @pytest.mark.real
@@ -47,15 +47,18 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
     with found.serve() as endpoint:
         whole, streamed = (_answer(endpoint, stream=stream) for stream in (False, True))
     assert "100°C" in "".join(token for token, _ in whole)
-    # Guesses and a cached prefix change the shapes of steps, and with them the last bits of logits: where the answers part,
-    # it has to be at a near tie of two tokens.
-    for (token, likeliest), (other, _) in zip(whole, streamed, strict=False):
-        if token != other:
-            assert other in likeliest
-            assert likeliest[token] - likeliest[other] < NEAR_TIE
-            break
-    else:
+    # Guesses and a cached prefix change the shapes of steps, and with them the last bits of logits: up to where the answers
+    # part their tokens are about as likely, and there it has to be at a near tie of two tokens.
+    pairs = list(zip(whole, streamed, strict=False))
+    same = next((n for n, ((token, _), (other, _)) in enumerate(pairs) if token != other), len(pairs))
+    assert same > 10
+    shifts = [abs(one[token] - two[token]) for (token, one), (_, two) in pairs[:same]]
+    assert sum(shifts) / same < NEAR_TIE / 4
+    if same == len(pairs):
         assert len(whole) == len(streamed)
+    else:
+        (token, likeliest), (other, _) = pairs[same]
+        assert likeliest[token] - likeliest[other] < NEAR_TIE
 
 
 def _answer(endpoint: Endpoint, *, stream: bool) -> list[tuple[str, dict[str, float]]]:

@@ -30,7 +30,9 @@ def test_a_host_that_others_can_reach_has_to_be_meant(folder: Path) -> None:
     done = run("--engine", "fake", "--artifact", str(folder), "--host", "0.0.0.0")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.strip() == "error: 0.0.0.0 can be reached from other machines; add --insecure if that is meant."
+    assert done.stderr.strip() == (
+        "error: 0.0.0.0 can be reached from other machines; set an API key, or add --insecure if that is meant."
+    )
 
 
 @pytest.mark.parametrize(

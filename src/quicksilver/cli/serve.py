@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from quicksilver.cli.frame import json_option, note
+from quicksilver.errors import BadInputError
+
+KEY_VARIABLE = "QUICKSILVER_API_KEY"
 
 
 @click.command(short_help="Serve an artefact or a run behind the OpenAI API.")
 @click.argument("target")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--insecure", is_flag=True, help="Allow a host that other machines can reach; there is no password.")
+@click.option("--insecure", is_flag=True, help="Allow a host that other machines can reach, without an API key.")
+@click.option(
+    "--api-key",
+    "keys",
+    multiple=True,
+    envvar=KEY_VARIABLE,
+    help=f"A key that requests have to carry; several are allowed. Better from {KEY_VARIABLE} or a file: others see a command.",
+)
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="A file with a key a line.")
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    help="Answers that may wait for their turn; more are told to come again (429).",
+)
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600,
+    show_default=True,
+    help="Seconds that an answer may take, its wait included.",
+)
 @json_option
-def serve(target: str, host: str, port: int, insecure: bool) -> int:
+def serve(
+    target: str,
+    *,
+    host: str,
+    port: int,
+    insecure: bool,
+    keys: tuple[str, ...],
+    api_key_file: Path | None,
+    max_waiting: int,
+    request_timeout: float,
+) -> int:
     """Serve TARGET, an artefact, runs/ID or a key of the store, until Ctrl-C.
 
     The first line of stdout is {"port": N}, once the port is taken; the endpoint answers when the model is loaded.
@@ -21,9 +58,36 @@ def serve(target: str, host: str, port: int, insecure: bool) -> int:
     from quicksilver import api
 
     artifact = api.find_artifact(target)
+    known = [*keys, *_read_keys(api_key_file)]
+    if any(not key.strip() for key in known):
+        raise BadInputError("An API key is empty.")
     where = f"[{host}]" if ":" in host else host
     place = f"http://{where}:{port}/v1" if port else f"a free port of {where}"
     note(
-        f"Loading {artifact.label} of {artifact.model}; it will answer at {place} (GET /health says when). Ctrl-C ends it."
+        f"Loading {artifact.label} of {artifact.model}; it will answer at {place} (GET /ready says when). Ctrl-C ends it."
     )
-    return api.serve(target, host=host, port=port, insecure=insecure)
+    return api.serve(
+        target,
+        host=host,
+        port=port,
+        insecure=insecure,
+        api_keys=known,
+        max_waiting=max_waiting,
+        request_timeout_s=request_timeout,
+    )
+
+
+def _read_keys(path: Path | None) -> list[str]:
+    """Return the keys in a file, a line each. Raises BadInputError if there is none."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(
+            f"The keys in {path} can't be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise BadInputError(f"{path} has no API key.")
+    return keys

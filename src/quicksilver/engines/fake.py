@@ -32,6 +32,7 @@ from quicksilver import __version__
 from quicksilver.engines.process import serve_process
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation, Step, Technique
+from quicksilver.nouns.engine import DecoderStats
 
 FILE = "fake.json"
 NOT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -130,6 +131,7 @@ class FakeDecoder(Decoder):
         self._running: list[_Sequence] = []
         self._known: dict[int, _Sequence] = {}
         self._numbers = 0
+        self._guessed = self._right = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="fake-decoder", daemon=True)
         self._thread.start()
@@ -155,6 +157,17 @@ class FakeDecoder(Decoder):
             if sequence is not None:
                 sequence.cancelled = True
                 self._changed.notify()
+
+    def stats(self) -> DecoderStats:
+        """Return what it is doing."""
+        with self._changed:
+            return DecoderStats(
+                running=len(self._running),
+                waiting=len(self._waiting),
+                cache_usage=len(self._running) / self._max_streams,
+                drafted=self._guessed,
+                accepted=self._right,
+            )
 
     def close(self) -> None:
         """Cancel what runs and end the thread."""
@@ -224,6 +237,8 @@ class FakeDecoder(Decoder):
         if first and request.echo:
             burst.prompt_logprobs = self._prompt_logprobs(request.prompt)
         accepted = _digest(sequence.digest, len(sequence.tokens)) % (drafted + 1)
+        self._guessed += drafted
+        self._right += accepted
         for _ in range(1 + accepted):
             if len(sequence.tokens) >= request.max_tokens:
                 burst.finish = "length"

@@ -96,8 +96,25 @@ class Burst:
     """For each token the likeliest ones with their log-probabilities, as many as were asked for."""
     prompt_logprobs: list[float | None] | None = None
     """One for each prompt token, None for the first; only in the first burst, only with echo."""
-    finish: Literal["stop", "length", "cancelled", "error"] | None = None
+    finish: Literal["stop", "length", "cancelled", "error", "lost"] | None = None
+    """Why it is the last; `lost` if the engine died under it."""
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderStats:
+    """What a decoder is doing, and has done since it began."""
+
+    running: int = 0
+    """Sequences that are decoded."""
+    waiting: int = 0
+    """Sequences that wait for their turn."""
+    cache_usage: float = 0.0
+    """Share of the KV cache that sequences hold, 0 to 1."""
+    drafted: int = 0
+    """Guessed tokens that were checked."""
+    accepted: int = 0
+    """Those of them that were right."""
 
 
 class Decoder(ABC):
@@ -113,6 +130,10 @@ class Decoder(ABC):
     @abstractmethod
     def cancel(self, number: int) -> None:
         """Stop a sequence; its last burst says `cancelled`. A number that has finished is ignored."""
+
+    @abstractmethod
+    def stats(self) -> DecoderStats:
+        """Return what it is doing; may be called from any thread."""
 
     @abstractmethod
     def close(self) -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from quicksilver.errors import BadInputError, EngineError, QuicksilverError, said
 from quicksilver.nouns import Artifact, Decoder, Settings
 from quicksilver.nouns.artifact import RECIPE
+from quicksilver.serve.limits import Limits
 from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
@@ -75,28 +76,39 @@ def serve(
     model: str | None = None,
     grace_s: int = 30,
     insecure: bool = False,
+    limits: Limits | None = None,
 ) -> None:
     """Serve an artefact in this process until SIGTERM or Ctrl-C; prints {"port": N} on stdout once it is bound.
 
-    Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
+    `limits` are those of the settings if not given. Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
     """
-    if not insecure and not _loopback(host):
-        raise BadInputError(f"{host} can be reached from other machines; add --insecure if that is meant.")
+    limits = limits or Limits(max_streams=settings.max_streams)
+    if not insecure and not limits.api_keys and not _loopback(host):
+        raise BadInputError(
+            f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
+        )
     with _bind(host, port) as listener:
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
         # What native libraries print must not end up in a pipe that nobody reads.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        asyncio.run(_serve(engine, artifact, settings, listener, model=model, grace_s=grace_s))
+        asyncio.run(_serve(engine, artifact, settings, listener, limits, model=model, grace_s=grace_s))
 
 
 async def _serve(
-    engine: str, artifact: Path, settings: Settings, listener: socket.socket, *, model: str | None, grace_s: int
+    engine: str,
+    artifact: Path,
+    settings: Settings,
+    listener: socket.socket,
+    limits: Limits,
+    *,
+    model: str | None,
+    grace_s: int,
 ) -> None:
     import uvicorn
 
     from quicksilver.serve.gateway import Gateway
 
-    gateway = Gateway(model or _model_name(artifact))
+    gateway = Gateway(model or _model_name(artifact), limits)
     server = uvicorn.Server(
         uvicorn.Config(
             gateway.app(),
@@ -114,6 +126,7 @@ async def _serve(
     )
 
     def end(*_: object) -> None:
+        gateway.drain()
         server.should_exit = True
 
     # Until uvicorn takes the signals; and when it is done it raises them again, which must not end us before our turn.

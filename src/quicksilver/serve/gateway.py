@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
+import dataclasses
 import logging
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Decoder, Request
-from quicksilver.serve.stream import DONE, Answer, Frames, Piece, Relay, event
+from quicksilver.serve.asgi import Endpoint, Handler, header, read_body, refuse, send_body, send_json, until_gone
+from quicksilver.serve.limits import Admission, Limits, check_key
+from quicksilver.serve.metrics import Metrics
+from quicksilver.serve.reply import Choice, Reply
+from quicksilver.serve.stream import Answer, Bell, Relay
 from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, parse
 from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
 
-MAX_BODY = 10_000_000
-"""Bytes of a request's body."""
-DRAIN_BODY = 10 * MAX_BODY
-"""Bytes of a body that is too large which are read and dropped, so that its sender gets to read the answer."""
 LONG_TEXT = 20_000
 """Characters from which a text is tokenised off the event loop, where it would hold up other streams."""
-
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gateway:
     """Answers the API's requests. Until `attach` it says 503."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, limits: Limits | None = None) -> None:
         self.model = model
+        self._limits = limits or Limits()
+        self._admission = Admission(self._limits)
+        self._metrics = Metrics(model)
         self._started = int(time.time())
+        self._draining = False
         self._tokenizer: Tokenizer | None = None
         self._relay: Relay | None = None
 
@@ -50,25 +48,60 @@ class Gateway:
         self._tokenizer = tokenizer
         self._relay = Relay(decoder, asyncio.get_running_loop())
 
+    def drain(self) -> None:
+        """Say on /ready that no more requests should come; those that do are answered."""
+        self._draining = True
+
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
-            Route("/health", _Endpoint(self._health), methods=["GET"]),
-            Route("/v1/models", _Endpoint(self._models), methods=["GET"]),
-            Route("/v1/chat/completions", _Endpoint(self._chat), methods=["POST"]),
-            Route("/v1/completions", _Endpoint(self._complete), methods=["POST"]),
-            Route("/tokenize", _Endpoint(self._tokenize), methods=["POST"]),
+            Route("/health", Endpoint(self._health), methods=["GET"]),
+            Route("/ready", Endpoint(self._say_ready), methods=["GET"]),
+            self._guarded("GET", "/metrics", self._say_metrics),
+            self._guarded("GET", "/v1/models", self._models),
+            self._guarded("POST", "/v1/chat/completions", self._chat),
+            self._guarded("POST", "/v1/completions", self._complete),
+            self._guarded("POST", "/v1/embeddings", self._embed),
+            self._guarded("POST", "/tokenize", self._tokenize),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
+        return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+
+    def _guarded(self, method: str, path: str, handler: Handler) -> Route:
+        """Return a route that wants an API key, if the server has any."""
+
+        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+            check_key(self._limits.api_keys, header(scope, b"authorization"))
+            await handler(scope, receive, send)
+
+        return Route(path, Endpoint(checked), methods=[method])
 
     def _ready(self) -> tuple[Tokenizer, Relay]:
         if self._tokenizer is None or self._relay is None:
-            raise ApiError(503, "The model is still loading.", code="not_ready")
+            raise ApiError(503, "The model is still loading.", code="not_ready", headers={"retry-after": "1"})
         return self._tokenizer, self._relay
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         _, relay = self._ready()
-        await _send_json(send, 200, {"status": "ok", "running": len(relay.running)})
+        await send_json(send, 200, {"status": "ok", "running": len(relay.running)})
+
+    async def _say_ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _, relay = self._ready()
+        if self._draining:
+            raise ApiError(503, "The server is about to end.", code="draining")
+        self._admission.check(1, len(relay.running))
+        await send_json(send, 200, {"status": "ready"})
+
+    async def _say_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._relay is not None:
+            self._metrics.look(self._relay.stats())
+        body, kind = self._metrics.text()
+        await send_body(send, 200, body, kind.encode())
+
+    async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise ApiError(
+            400, f"{self.model!r} generates text; this server makes no embeddings.", param="model",
+            code="unsupported_endpoint",
+        )  # fmt: skip
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
@@ -79,11 +112,11 @@ class Gateway:
             "owned_by": "quicksilver",
             "max_model_len": tokenizer.context,
         }
-        await _send_json(send, 200, {"object": "list", "data": [entry]})
+        await send_json(send, 200, {"object": "list", "data": [entry]})
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(TokenizeRequest, await _read_body(receive))
+        asked = parse(TokenizeRequest, await read_body(receive))
         self._check_model(asked.model)
         if asked.messages is not None:
             text = _render(tokenizer, asked.messages, open_answer=asked.add_generation_prompt)
@@ -92,42 +125,45 @@ class Gateway:
             text = asked.prompt or ""
             special = asked.add_special_tokens is not False
         tokens = await _encode(tokenizer, text, special=special)
-        await _send_json(send, 200, {"tokens": tokens, "count": len(tokens), "max_model_len": tokenizer.context})
+        await send_json(send, 200, {"tokens": tokens, "count": len(tokens), "max_model_len": tokenizer.context})
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(ChatRequest, await _read_body(receive))
+        asked = parse(ChatRequest, await read_body(receive))
         self._check_model(asked.model)
         prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, open_answer=True), special=False)
         limit = asked.max_completion_tokens or asked.max_tokens
         room = _check_length(tokenizer, prompt, limit or 1)
         request = asked.to_engine(prompt, max_tokens=limit or room, logprobs=asked.logprobs, top=asked.top_logprobs)
-        _check_request(tokenizer, request)
-        await self._answer(request, asked, receive, send, echo="")
+        await self._answer([(request, "")], asked, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(CompletionRequest, await _read_body(receive))
+        asked = parse(CompletionRequest, await read_body(receive))
         self._check_model(asked.model)
-        if isinstance(asked.prompt, str):
-            prompt = await _encode(tokenizer, asked.prompt, special=asked.add_special_tokens)
-        else:
-            prompt = asked.prompt
-            if prompt and not 0 <= min(prompt) <= max(prompt) < tokenizer.vocab_size:
-                raise ApiError(400, f"'prompt' has token ids outside 0 to {tokenizer.vocab_size - 1}.", param="prompt")
-        _check_length(tokenizer, prompt, asked.max_tokens)
-        request = asked.to_engine(
-            prompt,
-            max_tokens=asked.max_tokens,
-            logprobs=asked.logprobs is not None,
-            top=asked.logprobs,
-            echo=asked.echo,
-        )
-        _check_request(tokenizer, request)
-        echo = ""
-        if asked.echo:
-            echo = asked.prompt if isinstance(asked.prompt, str) else tokenizer.decode(prompt, opens=True)
-        await self._answer(request, asked, receive, send, echo=echo)
+        requests: list[tuple[Request, str]] = []
+        for text in asked.prompt:
+            if isinstance(text, str):
+                prompt = await _encode(tokenizer, text, special=asked.add_special_tokens)
+            else:
+                prompt = text
+                if prompt and not 0 <= min(prompt) <= max(prompt) < tokenizer.vocab_size:
+                    raise ApiError(
+                        400, f"'prompt' has token ids outside 0 to {tokenizer.vocab_size - 1}.", param="prompt"
+                    )
+            _check_length(tokenizer, prompt, asked.max_tokens)
+            request = asked.to_engine(
+                prompt,
+                max_tokens=asked.max_tokens,
+                logprobs=asked.logprobs is not None,
+                top=asked.logprobs,
+                echo=asked.echo,
+            )
+            echo = ""
+            if asked.echo:
+                echo = text if isinstance(text, str) else tokenizer.decode(prompt, opens=True)
+            requests.append((request, echo))
+        await self._answer(requests, asked, receive, send)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.model:
@@ -137,224 +173,56 @@ class Gateway:
             )  # fmt: skip
 
     async def _answer(
-        self, request: Request, asked: ChatRequest | CompletionRequest, receive: Receive, send: Send, *, echo: str
+        self,
+        requests: Sequence[tuple[Request, str]],
+        asked: ChatRequest | CompletionRequest,
+        receive: Receive,
+        send: Send,
     ) -> None:
+        """Decode n answers to each request (with what is echoed before it), and reply with all of them."""
         tokenizer, relay = self._ready()
-        chat = isinstance(asked, ChatRequest)
-        answer = Answer(tokenizer, request, stops=asked.stop, opens=chat, stream=asked.stream)
+        for request, _ in requests:
+            _check_request(tokenizer, request)
         try:
-            relay.submit(answer)
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
-        reply = _Reply(self.model, tokenizer, answer, asked, echo)
-        async with _until_gone(receive, answer):
-            await (reply.stream(send) if asked.stream else reply.whole(send))
-
-
-class _Reply:
-    """Puts an answer into OpenAI's shapes."""
-
-    def __init__(
-        self, model: str, tokenizer: Tokenizer, answer: Answer, asked: ChatRequest | CompletionRequest, echo: str
-    ) -> None:
-        self._chat = isinstance(asked, ChatRequest)
-        self._id = ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex
-        self._created = int(time.time())
-        self._model = model
-        self._tokenizer = tokenizer
-        self._answer = answer
-        self._asked: Sampling = asked
-        self._echo = echo
-        self._said = 0
-        """Characters so far, for the offsets of tokens."""
-        self._offset_text = tokenizer.stream(opens=bool(echo))
-
-    async def whole(self, send: Send) -> None:
-        answer = self._answer
-        piece = await answer.next()
-        if answer.error is not None:
-            raise ApiError(500, f"The engine failed: {answer.error}.", code="engine_error")
-        if answer.finish is None:  # the client has gone
-            return
-        choice: dict[str, Any] = {"index": 0}
-        if self._chat:
-            choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
-        else:
-            choice["text"] = self._echo + piece.text
-        choice |= {"logprobs": self._logprobs(piece, opens=True), "finish_reason": answer.finish}
-        await _send_json(
-            send,
-            200,
-            {
-                "id": self._id,
-                "object": "chat.completion" if self._chat else "text_completion",
-                "created": self._created,
-                "model": self._model,
-                "choices": [choice],
-                "usage": answer.usage(),
-            },
+            self._admission.check(len(requests) * asked.n, len(relay.running))
+        except ApiError:
+            self._metrics.rejected()
+            raise
+        bell = Bell()
+        choices = self._choices(requests, asked, tokenizer, bell)
+        reply = Reply(self.model, asked, bell, choices)
+        late = ApiError(
+            503, f"The answer took longer than {self._limits.request_timeout_s:g} s.", code="request_timeout"
         )
-
-    async def stream(self, send: Send) -> None:
-        answer, wants = self._answer, self._asked.usage
-        frames = Frames(chat=self._chat, number=self._id, created=self._created, model=self._model, usage=wants)
-        opens = True
-        while True:
-            piece = await answer.next()
-            if answer.error is not None and opens:
-                raise ApiError(500, f"The engine failed: {answer.error}.", code="engine_error")
-            if answer.over and answer.finish is None and answer.error is None:  # the client has gone
-                return
-            data = b""
-            if opens:
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                data = frames.opening()
-                piece.text = self._echo + piece.text
-            if answer.error is None:
-                data += frames.piece(piece.text, self._logprobs(piece, opens=opens), answer.finish, answer.usage())
-            else:
-                failed = ApiError(500, f"The engine failed: {answer.error}.", code="engine_error")
-                data += event(failed.body())
-            opens = False
-            if answer.over:
-                if wants != "never" and answer.error is None:
-                    data += frames.usage(answer.usage())
-                data += DONE
-            await send({"type": "http.response.body", "body": data, "more_body": not answer.over})
-            if answer.over:
-                return
-
-    def _logprobs(self, piece: Piece, *, opens: bool) -> dict[str, Any] | None:
-        """Return the log-probabilities of a piece's tokens (and first of the prompt's, if they are echoed)."""
-        if not self._answer.request.logprobs:
-            return None
-        if self._chat:
-            entries = [
-                self._entry(token, value) | {"top_logprobs": [self._entry(*likely) for likely in top]}
-                for token, value, top in zip(piece.tokens, piece.logprobs, piece.top, strict=True)
-            ]
-            return {"content": entries, "refusal": None}
-        tokens: list[int] = piece.tokens
-        values: list[float | None] = list(piece.logprobs)
-        request = self._answer.request
-        # As OpenAI does: the chosen token is among them, be it likely or not. A prompt's tokens weren't chosen.
-        tops: list[dict[str, float] | None] = [
-            {self._text(token): value for token, value in [*top, chosen]}
-            for chosen, top in zip(zip(piece.tokens, piece.logprobs, strict=True), piece.top, strict=True)
-        ]
-        if opens and request.echo:
-            before = self._answer.prompt_logprobs or [None] * len(request.prompt)
-            tokens, values, tops = [*request.prompt, *tokens], [*before, *values], [*(None for _ in before), *tops]
-        return {
-            "tokens": [self._text(token) for token in tokens],
-            "token_logprobs": values,
-            "top_logprobs": tops if request.top_logprobs else None,
-            "text_offset": self._offsets(tokens),
-        }
-
-    def _text(self, token: int) -> str:
-        return self._tokenizer.piece(token).decode(errors="replace")
-
-    def _entry(self, token: int, value: float) -> dict[str, Any]:
-        piece = self._tokenizer.piece(token)
-        return {"token": piece.decode(errors="replace"), "logprob": value, "bytes": list(piece)}
-
-    def _offsets(self, tokens: Sequence[int]) -> list[int]:
-        """Return where each token begins in the text, characters."""
-        offsets = []
-        for token in tokens:
-            offsets.append(self._said)
-            self._said += len(self._offset_text.step(token))
-        return offsets
-
-
-class _Endpoint:
-    """A handler as an ASGI application: its ApiErrors become answers."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watched(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        timer = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, reply.stop, late)
         try:
-            await self._handler(scope, receive, watched)
-        except ApiError as error:
-            await _send_json(send, error.status, error.body(), close=error.status == 413)
-        except _GoneError:
-            return
-        except Exception:
-            log.exception("A request failed.")
-            if started:
-                raise
-            failed = ApiError(500, "The server failed to answer; its log says why.", code="internal_error")
-            await _send_json(send, 500, failed.body())
+            async with until_gone(receive, reply.stop):
+                try:
+                    for answer in reply.answers:
+                        relay.submit(answer)
+                except ValueError as error:
+                    raise ApiError(400, str(error)) from error
+                await (reply.stream(send) if asked.stream else reply.whole(send))
+        finally:
+            timer.cancel()
+            for answer in reply.answers:
+                self._metrics.ended(answer)
+                if answer.finish is not None:
+                    self._admission.learn((answer.ended_s or time.monotonic()) - answer.asked_s)
 
-
-class _GoneError(Exception):
-    """The client went away before its request was whole."""
-
-
-_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-
-
-async def _send_json(send: Send, status: int, value: Any, *, close: bool = False) -> None:
-    body = json.dumps(value).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if close:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse(http: HttpRequest, error: Exception) -> JSONResponse:
-    """Answer an unknown path or method in OpenAI's shape."""
-    assert isinstance(error, HTTPException)
-    failed = ApiError(error.status_code, f"There is no {http.method} {http.url.path} here.", code="not_found")
-    return JSONResponse(failed.body(), error.status_code, headers=error.headers)
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """Return a request's body. Raises ApiError 413, once its sender has finished or sent far too much."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _GoneError
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= MAX_BODY:
-            parts.append(part)
-        elif parts:
-            parts.clear()
-        if not message.get("more_body", False) or size > DRAIN_BODY:
-            break
-    if size > MAX_BODY:
-        raise ApiError(413, f"The body is larger than {MAX_BODY} bytes.", code="request_too_large")
-    return b"".join(parts)
-
-
-@contextlib.asynccontextmanager
-async def _until_gone(receive: Receive, answer: Answer) -> AsyncIterator[None]:
-    """Free the sequence when the client goes away, and in any case at the end."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        answer.stop()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
-        answer.stop()
+    def _choices(
+        self, requests: Sequence[tuple[Request, str]], asked: Sampling, tokenizer: Tokenizer, bell: Bell
+    ) -> list[Choice]:
+        chat = isinstance(asked, ChatRequest)
+        choices: list[Choice] = []
+        for number, (request, echo) in enumerate(requests):
+            for turn in range(asked.n):
+                # A seed gives n answers that differ, and the first of them is that of n = 1.
+                seed = None if request.seed is None else request.seed + turn
+                one = dataclasses.replace(request, seed=seed) if turn else request
+                answer = Answer(tokenizer, one, bell, stops=asked.stop, opens=chat, stream=asked.stream)
+                choices.append(Choice(tokenizer, answer, index=len(choices), prompt=number, chat=chat, echo=echo))
+        return choices
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Any], *, open_answer: bool) -> str:

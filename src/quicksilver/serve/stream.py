@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from functools import partial
 from typing import Any, Literal
 
 from quicksilver.nouns import Burst, Decoder, Request
+from quicksilver.nouns.engine import DecoderStats
+from quicksilver.serve.wire import ApiError
 from quicksilver.sources.text import StopScanner, TextStream, Tokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -29,33 +32,66 @@ class Piece:
     """For each token the likeliest ones."""
 
 
+class Bell:
+    """What the answers to one request ring, and its reply waits for."""
+
+    __slots__ = ("_rung", "_waiter")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """Wake who waits, now or next time."""
+        self._rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait until it was rung since the last wait."""
+        if not self._rung:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        self._rung = False
+
+
 class Answer:
     """One sequence as the event loop sees it: bursts of tokens go in, pieces of text come out."""
 
     __slots__ = (
+        "_bell",
         "_cancel",
         "_piece",
-        "_ready",
         "_stops",
         "_stream",
         "_text",
         "_tokenizer",
-        "_waiter",
+        "asked_s",
         "completion_tokens",
+        "ended_s",
         "error",
         "finish",
+        "first_s",
+        "news",
         "over",
         "prompt_logprobs",
         "request",
     )
 
     def __init__(
-        self, tokenizer: Tokenizer, request: Request, *, stops: Sequence[str], opens: bool, stream: bool
+        self, tokenizer: Tokenizer, request: Request, bell: Bell, *, stops: Sequence[str], opens: bool, stream: bool
     ) -> None:
         self.request = request
         self.completion_tokens = 0
         self.finish: Finish | None = None
-        self.error: str | None = None
+        self.error: ApiError | None = None
+        self.asked_s = time.monotonic()
+        self.first_s: float | None = None
+        """When its first token came."""
+        self.ended_s: float | None = None
+        self.news = False
+        """There is something to take, or it is over."""
         self.over = False
         """Nothing more will come: it finished, failed or was cancelled."""
         self.prompt_logprobs: list[float | None] | None = None
@@ -63,8 +99,7 @@ class Answer:
         self._text: TextStream = tokenizer.stream(opens=opens)
         self._stops = StopScanner(stops) if stops else None
         self._stream = stream
-        self._waiter: asyncio.Future[None] | None = None
-        self._ready = False
+        self._bell = bell
         self._piece = Piece()
         self._cancel: Callable[[], None] | None = None
 
@@ -72,13 +107,18 @@ class Answer:
         """Tell it how to stop the sequence."""
         self._cancel = cancel
 
-    def stop(self) -> None:
-        """Free the sequence, if it still runs, and wake whoever waits for it."""
+    def stop(self, error: ApiError | None = None) -> None:
+        """Free the sequence, if it still runs, and wake whoever waits for it; `error` is what to say of it."""
         if not self.over:
-            self.over = True
+            self._end()
+            self.error = error
             if self._cancel is not None:
                 self._cancel()
         self._wake()
+
+    def _end(self) -> None:
+        self.over = True
+        self.ended_s = time.monotonic()
 
     def receive(self, burst: Burst) -> None:
         """Take in what one step gave. Runs on the event loop."""
@@ -87,14 +127,16 @@ class Answer:
         if burst.prompt_logprobs is not None:
             self.prompt_logprobs = burst.prompt_logprobs
         if burst.tokens:
+            if self.first_s is None:
+                self.first_s = time.monotonic()
             self._take(burst)
         if burst.finish is not None and not self.over:
-            self.over = True
+            self._end()
             if burst.finish in ("stop", "length"):
                 self.finish = burst.finish
                 self._piece.text += self._last_words()
             else:
-                self.error = burst.error or f"the engine ended the sequence: {burst.finish}"
+                self.error = _failure(burst)
         if self.over or (self._stream and (self._piece.text or self._piece.tokens)):
             self._wake()
 
@@ -130,28 +172,22 @@ class Answer:
         return text if found else text + self._stops.finish()
 
     def _wake(self) -> None:
-        self._ready = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.news = True
+        self._bell.ring()
 
-    async def next(self) -> Piece:
-        """Wait for something to say, or for the end, and return it. Unless it streams, it comes whole."""
-        if not self._ready:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        self._ready = self.over
+    def take(self) -> Piece:
+        """Return what came since the last time. Unless it streams, it comes whole."""
+        self.news = False
         piece, self._piece = self._piece, Piece()
         return piece
 
-    def usage(self) -> dict[str, int]:
-        """Count the tokens so far, as OpenAI's usage object."""
-        prompt = len(self.request.prompt)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": prompt + self.completion_tokens,
-        }
+
+def _failure(burst: Burst) -> ApiError:
+    """Return the error for a sequence that the engine ended otherwise than by finishing it."""
+    if burst.finish == "lost":
+        return ApiError(503, "The engine ended while it answered; it is started again.", code="engine_died")
+    why = burst.error or f"it ended the sequence: {burst.finish}"
+    return ApiError(500, f"The engine failed: {why}.", code="engine_error")
 
 
 class Relay:
@@ -171,6 +207,10 @@ class Relay:
         self.running.add(answer)
         answer.began(partial(self._decoder.cancel, number))
 
+    def stats(self) -> DecoderStats:
+        """Return what the decoder is doing."""
+        return self._decoder.stats()
+
     def _deliver(self, answer: Answer, burst: Burst) -> None:
         # On the decoder's thread. The order of these lines and of those in _drain loses no burst.
         self._queue.append((answer, burst))
@@ -189,10 +229,10 @@ class Relay:
 
 
 class Frames:
-    """Server-sent events of one stream: all of the JSON but the text is made once."""
+    """Server-sent events of one choice of a stream: all of the JSON but the text is made once."""
 
     def __init__(
-        self, *, chat: bool, number: str, created: int, model: str, usage: Literal["never", "end", "each"]
+        self, *, chat: bool, number: str, created: int, model: str, usage: Literal["never", "end", "each"], index: int
     ) -> None:
         self._chat = chat
         self._each = usage == "each"
@@ -200,7 +240,8 @@ class Frames:
         head = json.dumps({"id": number, "object": kind, "created": created, "model": model})
         self._head = f"data: {head[:-1]}"
         text = '"delta":{"content":' if chat else '"text":'
-        self._open = f'{self._head},"choices":[{{"index":0,{text}'
+        self._choice = f'{self._head},"choices":[{{"index":{index},'
+        self._open = self._choice + text
         self._close = "}" if chat else ""
         self._end = ',"usage":null}\n\n' if usage == "end" else "}\n\n"
         self._plain = f'{self._close},"logprobs":null,"finish_reason":null}}]{self._end}'
@@ -210,7 +251,7 @@ class Frames:
         if not self._chat:
             return b""
         delta = '"delta":{"role":"assistant","content":""'
-        return f'{self._head},"choices":[{{"index":0,{delta}{self._plain}'.encode()
+        return f"{self._choice}{delta}{self._plain}".encode()
 
     def piece(self, text: str, logprobs: Any, finish: str | None, usage: dict[str, int]) -> bytes:
         """Return the chunk for a piece of text; the last one says why it ended."""

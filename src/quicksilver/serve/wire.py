@@ -12,24 +12,38 @@ from quicksilver.nouns import Request
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_CHOICES = 128
+"""Answers to one prompt, and prompts in one request."""
 MAX_TOP = 20
 """Alternatives to a token that can be asked for."""
 MAX_BIAS = 1024
 """Tokens whose logits a request can change."""
 
 
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
 class ApiError(Exception):
     """An answer other than 200, in OpenAI's shape."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object to answer with."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -77,15 +91,14 @@ def _stops(value: Any) -> Any:
     return tuple(stops)
 
 
-def _prompt(value: Any) -> Any:
-    """Return a prompt as a text or a list of token ids; a list of one prompt is that prompt."""
-    if isinstance(value, list) and value and isinstance(value[0], (str, list)):
-        if len(value) > 1:
-            raise PydanticCustomError("prompt_count", f"has {len(value)} prompts; send one a request")
-        value = value[0]
-    if isinstance(value, str) or (isinstance(value, list) and all(type(token) is int for token in value)):
-        return value
-    raise PydanticCustomError("prompt_type", "should be a string or a list of token ids")
+def _prompts(value: Any) -> Any:
+    """Return the prompts of a request, each a text or a list of token ids."""
+    prompts = value if isinstance(value, list) and value and isinstance(value[0], (str, list)) else [value]
+    if len(prompts) > MAX_CHOICES:
+        raise PydanticCustomError("prompt_count", f"has {len(prompts)} prompts, and at most {MAX_CHOICES} are allowed")
+    if all(isinstance(p, str) or (isinstance(p, list) and all(type(token) is int for token in p)) for p in prompts):
+        return tuple(prompts)
+    raise PydanticCustomError("prompt_type", "should be a string or a list of token ids, or a list of such prompts")
 
 
 def _content(value: Any) -> Any:
@@ -146,7 +159,7 @@ class Sampling(Wire):
         default_factory=dict, max_length=MAX_BIAS
     )
     stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
     stream: bool = False
@@ -172,9 +185,15 @@ class Sampling(Wire):
         return "each" if options.continuous_usage_stats else "end"
 
     def to_engine(
-        self, prompt: list[int], *, max_tokens: int, logprobs: bool, top: int | None, echo: bool = False
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        logprobs: bool,
+        top: int | None,
+        echo: bool = False,
     ) -> Request:
-        """Return the sequence to decode."""
+        """Return the sequence to decode for the first answer to a prompt."""
         return Request(
             prompt=prompt,
             max_tokens=max_tokens,
@@ -229,7 +248,7 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     neutral = {key: values for key, values in Sampling.neutral.items() if key != "echo"}
-    prompt: Annotated[str | list[int], PlainValidator(_prompt)]
+    prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts)]
     max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
     echo: bool = False

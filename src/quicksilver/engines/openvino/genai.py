@@ -19,7 +19,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from quicksilver.engines.openvino.files import eos_of, properties_of
-from quicksilver.nouns.engine import Burst, Decoder, Request, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,11 @@ class GenAiDecoder(Decoder):
     def cancel(self, number: int) -> None:
         self._cancelled.append(number)
         self._wake.set()
+
+    def stats(self) -> DecoderStats:
+        """Return what it is doing. GenAI doesn't count guessed tokens."""
+        usage = float(self._pipeline.get_metrics().cache_usage) / 100
+        return DecoderStats(running=len(self._running), waiting=len(self._incoming), cache_usage=usage)
 
     def close(self) -> None:
         self._closing = True

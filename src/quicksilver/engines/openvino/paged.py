@@ -19,7 +19,7 @@ from quicksilver.engines.openvino.files import eos_of, properties_of
 from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Graph, Work
 from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
 from quicksilver.engines.openvino.sampling import Sampler, log_normaliser
-from quicksilver.nouns.engine import Burst, Decoder, Request, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,15 @@ class PagedDecoder(Decoder):
     def cancel(self, number: int) -> None:
         self._cancelled.append(number)
         self._wake.set()
+
+    def stats(self) -> DecoderStats:
+        return DecoderStats(
+            running=len(self._running),
+            waiting=len(self._waiting) + len(self._incoming),
+            cache_usage=self._blocks.used / self._blocks.number,
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )
 
     def close(self) -> None:
         self._closing = True

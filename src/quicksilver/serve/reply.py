@@ -1,0 +1,190 @@
+"""Reply: the answers to one request in OpenAI's shapes, whole or as server-sent events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Send
+
+from quicksilver.serve.asgi import send_json
+from quicksilver.serve.stream import DONE, Answer, Bell, Frames, Piece, event
+from quicksilver.serve.wire import ApiError, ChatRequest, Sampling
+from quicksilver.sources.text import Tokenizer
+
+STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+class Reply:
+    """Says what the answers to one request say, each of them as one of its choices."""
+
+    def __init__(self, model: str, asked: Sampling, bell: Bell, choices: Sequence[Choice]) -> None:
+        self._chat = isinstance(asked, ChatRequest)
+        self.id = ("chatcmpl-" if self._chat else "cmpl-") + uuid.uuid4().hex
+        self._created = int(time.time())
+        self._model = model
+        self._asked = asked
+        self._bell = bell
+        self._choices = choices
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The sequences that it waits for."""
+        return [choice.answer for choice in self._choices]
+
+    def stop(self, error: ApiError | None = None) -> None:
+        """Free all that still runs, and say `error` of it."""
+        for answer in self.answers:
+            answer.stop(error)
+
+    async def whole(self, send: Send) -> None:
+        """Wait for all answers and send them. Raises ApiError if one failed."""
+        while not all(answer.over for answer in self.answers):
+            await self._bell.wait()
+        for answer in self.answers:
+            if answer.error is not None:
+                raise answer.error
+            if answer.finish is None:  # the client has gone
+                return
+        await send_json(
+            send,
+            200,
+            {
+                "id": self.id,
+                "object": "chat.completion" if self._chat else "text_completion",
+                "created": self._created,
+                "model": self._model,
+                "choices": [choice.whole() for choice in self._choices],
+                "usage": self._usage(self._choices),
+            },
+        )
+
+    async def stream(self, send: Send) -> None:
+        """Send the answers as they come. Raises ApiError if one fails before anything was sent."""
+        wants = self._asked.usage
+        for choice in self._choices:
+            choice.frames = Frames(
+                chat=self._chat,
+                number=self.id,
+                created=self._created,
+                model=self._model,
+                usage=wants,
+                index=choice.index,
+            )
+        opened = over = False
+        while not over:
+            await self._bell.wait()
+            spoke = [choice for choice in self._choices if choice.answer.news]
+            failed = next((choice.answer.error for choice in spoke if choice.answer.error is not None), None)
+            if failed is not None and not opened:
+                raise failed
+            if any(choice.gone for choice in spoke):
+                return
+            data = b"".join(choice.said(self._usage([choice])) for choice in spoke)
+            over = failed is not None or all(answer.over for answer in self.answers)
+            if failed is not None:
+                data += event(failed.body())
+            elif over and wants != "never":
+                data += self._choices[0].frames.usage(self._usage(self._choices))
+            if over:
+                data += DONE
+            if not opened:
+                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+                opened = True
+            await send({"type": "http.response.body", "body": data, "more_body": not over})
+
+    def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+        """Count the tokens so far, as OpenAI's usage object: a prompt with several answers counts once."""
+        prompts = {choice.prompt: len(choice.answer.request.prompt) for choice in choices}
+        prompt, completion = sum(prompts.values()), sum(choice.answer.completion_tokens for choice in choices)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+class Choice:
+    """One answer, as a choice of OpenAI's."""
+
+    def __init__(self, tokenizer: Tokenizer, answer: Answer, *, index: int, prompt: int, chat: bool, echo: str) -> None:
+        self.answer = answer
+        self.index = index
+        self.prompt = prompt
+        """The number of its prompt."""
+        self.frames: Frames
+        self._chat = chat
+        self._tokenizer = tokenizer
+        self._echo = echo
+        self._opened = False
+        self._offset = 0
+        """Characters so far, for the offsets of tokens."""
+        self._offset_text = tokenizer.stream(opens=bool(echo))
+
+    @property
+    def gone(self) -> bool:
+        """Whether its client went away."""
+        return self.answer.over and self.answer.finish is None and self.answer.error is None
+
+    def whole(self) -> dict[str, Any]:
+        """Return the choice as an object."""
+        piece = self.answer.take()
+        choice: dict[str, Any] = {"index": self.index}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
+        else:
+            choice["text"] = self._echo + piece.text
+        return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self.answer.finish}
+
+    def said(self, usage: dict[str, int]) -> bytes:
+        """Return what it said since the last time, as events."""
+        piece = self.answer.take()
+        opens, self._opened = not self._opened, True
+        data = b""
+        if opens:
+            data = self.frames.opening()
+            piece.text = self._echo + piece.text
+        if self.answer.error is not None:
+            return data
+        return data + self.frames.piece(piece.text, self._logprobs(piece, opens=opens), self.answer.finish, usage)
+
+    def _logprobs(self, piece: Piece, *, opens: bool) -> dict[str, Any] | None:
+        """Return the log-probabilities of a piece's tokens (and first of the prompt's, if they are echoed)."""
+        request = self.answer.request
+        if not request.logprobs:
+            return None
+        if self._chat:
+            entries = [
+                self._entry(token, value) | {"top_logprobs": [self._entry(*likely) for likely in top]}
+                for token, value, top in zip(piece.tokens, piece.logprobs, piece.top, strict=True)
+            ]
+            return {"content": entries, "refusal": None}
+        tokens: list[int] = piece.tokens
+        values: list[float | None] = list(piece.logprobs)
+        # As OpenAI does: the chosen token is among them, be it likely or not. A prompt's tokens weren't chosen.
+        tops: list[dict[str, float] | None] = [
+            {self._text(token): value for token, value in [*top, chosen]}
+            for chosen, top in zip(zip(piece.tokens, piece.logprobs, strict=True), piece.top, strict=True)
+        ]
+        if opens and request.echo:
+            before = self.answer.prompt_logprobs or [None] * len(request.prompt)
+            tokens, values, tops = [*request.prompt, *tokens], [*before, *values], [*(None for _ in before), *tops]
+        return {
+            "tokens": [self._text(token) for token in tokens],
+            "token_logprobs": values,
+            "top_logprobs": tops if request.top_logprobs else None,
+            "text_offset": self._offsets(tokens),
+        }
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.piece(token).decode(errors="replace")
+
+    def _entry(self, token: int, value: float) -> dict[str, Any]:
+        piece = self._tokenizer.piece(token)
+        return {"token": piece.decode(errors="replace"), "logprob": value, "bytes": list(piece)}
+
+    def _offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Return where each token begins in the text, characters."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._offset_text.step(token))
+        return offsets

@@ -80,9 +80,9 @@ def _why(best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candid
         sentences.append(f"Against the model as it comes it serves {' and '.join(gains)}.")
     rivals = sorted((c for c in eligible if c is not best), key=lambda c: -merit(c.score, goal))
     if rivals:
-        lead = 100 * (merit(best.score, goal) / merit(rivals[0].score, goal) - 1)
-        close = "; runs vary by more than that, so take them as equal" if lead < 5 else ""
-        behind = f"{lead:.0f} % behind" if round(lead) else "less than 1 % behind"
+        lag = 100 * (1 - merit(rivals[0].score, goal) / merit(best.score, goal))
+        close = "; runs vary by more than that, so take them as equal" if lag < 5 else ""
+        behind = f"{lag:.0f} % behind" if round(lag) else "less than 1 % behind"
         sentences.append(f"Next comes {rivals[0].label}, {behind}{close}.")
     faster = [
         c

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 
 from quicksilver.sources.home import HOME_VARIABLE
+from quicksilver.sources.text import Tokenizer
+from quicksilver.testing.tiny import make_tiny_model
 
 # No test is timed: hypothesis's deadline would fail them on a busy machine.
 settings.register_profile("untimed", deadline=None)
@@ -31,3 +33,15 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, as Hugging Face keeps one."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    """The tiny model's tokenizer."""
+    return Tokenizer(folder)

@@ -330,11 +330,17 @@ def test_serve_answers_until_ctrl_c(tmp_path: Path, tiny: Path, capsys: pytest.C
 def test_serve_says_why_it_can_not(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", recipe_file(tmp_path, tiny), "--json"]) == 0
     key = output(capsys)["key"]
+    (empty := tmp_path / "empty").write_text("\n \n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for args, said in (
             (["serve", key, "--port", port], f"Port {port} on 127.0.0.1 can't be used: address already in use."),
             (["serve", key, "--host", "0.0.0.0", "--port", "0"], "add --insecure if that is meant"),
+            (["serve", key, "--port", "0", "--api-key", ""], "An API key is empty"),
+            (["serve", key, "--port", "0", "--api-key", "schlüssel"], "letters, digits and signs of ASCII"),
+            (["serve", key, "--port", "0", "--api-key-file", str(tmp_path / "none")], "can't be read: No such file"),
+            (["serve", key, "--port", "0", "--api-key-file", str(empty)], "empty has no API key"),
+            (["serve", key, "--port", "0", "--request-timeout", "0"], "--request-timeout"),
             (["serve", "./nowhere"], "There is no artefact at nowhere"),
             (["serve", "nowhere"], "There is no object 'nowhere' in the store"),
         ):

@@ -16,11 +16,6 @@ from quicksilver.nouns import Settings
 from quicksilver.testing.tiny import make_tiny_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "quicksilver.serve", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)

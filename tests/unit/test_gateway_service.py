@@ -10,37 +10,23 @@ from typing import Any
 
 import openai
 import pytest
+from gateways import CHAT, Puppet, faked, refused, running
 from prometheus_client.parser import text_string_to_metric_families
-from test_gateway import CHAT, Puppet, refused, running
 
-from quicksilver.engines.fake import Fake
-from quicksilver.nouns import Burst, Endpoint, Settings
+from quicksilver.nouns import Burst, Endpoint
 from quicksilver.serve.gateway import Gateway
 from quicksilver.serve.limits import Admission, Limits
 from quicksilver.serve.wire import ApiError
 from quicksilver.sources.text import Tokenizer
 from quicksilver.testing.engine_contract import ask, listen, open_answer, until
-from quicksilver.testing.tiny import make_tiny_model
 
 SMALL = Limits(max_streams=2, max_waiting=1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
 def endpoint(folder: Path, tokenizer: Tokenizer) -> Iterator[Endpoint]:
-    decoder = Fake().open(folder, Settings())
-    with running(Gateway("tiny"), lambda: (tokenizer, decoder)) as endpoint:
+    with faked(folder, tokenizer) as endpoint:
         yield endpoint
-    decoder.close()
 
 
 def metrics(endpoint: Endpoint) -> dict[str, float]:
@@ -100,9 +86,7 @@ def test_one_answer_that_fails_fails_the_request(tokenizer: Tokenizer) -> None:
 
 
 def test_without_the_key_nothing_is_answered(tokenizer: Tokenizer, folder: Path) -> None:
-    decoder = Fake().open(folder, Settings())
-    gateway = Gateway("tiny", Limits(api_keys=("one", "zwei")))
-    with running(gateway, lambda: (tokenizer, decoder)) as endpoint:
+    with faked(folder, tokenizer, Limits(api_keys=("one", "zwei"))) as endpoint:
         for key in ("one", "zwei"):
             client = openai.OpenAI(base_url=endpoint.url, api_key=key)
             assert client.chat.completions.create(model="tiny", **CHAT).choices
@@ -114,7 +98,6 @@ def test_without_the_key_nothing_is_answered(tokenizer: Tokenizer, folder: Path)
         assert refused(endpoint, "/metrics", b"", "GET")[0] == 401
         for path in ("//health", "//ready"):
             assert ask(endpoint, path)["status"] in ("ok", "ready")
-    decoder.close()
 
 
 def _with_header(endpoint: Endpoint, path: str, authorization: str) -> tuple[int, dict[str, Any]]:
@@ -176,13 +159,11 @@ def test_an_answer_that_takes_too_long_is_ended(tokenizer: Tokenizer) -> None:
 
 
 def test_metrics_count_what_was_answered(folder: Path, tokenizer: Tokenizer) -> None:
-    decoder = Fake().open(folder, Settings())
-    with running(Gateway("tiny"), lambda: (tokenizer, decoder)) as endpoint:
+    with faked(folder, tokenizer) as endpoint:
         before = metrics(endpoint)
         assert before["vllm:num_requests_running"] == before["vllm:num_requests_waiting"] == 0
         usage = ask(endpoint, "/completions", {"prompt": "a b c", "max_tokens": 9, "n": 2, "ignore_eos": True})["usage"]
         after = metrics(endpoint)
-    decoder.close()
     assert after["vllm:prompt_tokens_total"] == 2 * usage["prompt_tokens"]
     assert after["vllm:generation_tokens_total"] == usage["completion_tokens"] == 18
     assert after["vllm:request_success_total/length"] == 2
@@ -196,6 +177,14 @@ def test_metrics_count_guessed_tokens_once(tokenizer: Tokenizer) -> None:
             found = metrics(endpoint)
             assert found["vllm:spec_decode_num_draft_tokens_total"] == 10
             assert found["vllm:spec_decode_num_accepted_tokens_total"] == 7
+
+
+def test_what_the_engine_refuses_is_no_answer_in_the_metrics(tokenizer: Tokenizer) -> None:
+    with running(Gateway("tiny"), lambda: (tokenizer, Puppet())) as endpoint:
+        assert refused(endpoint, "/v1/completions", {"prompt": "a b c", "top_k": 13})[0] == 400
+        found = metrics(endpoint)
+    assert found["vllm:prompt_tokens_total"] == 0
+    assert not [name for name in found if name.startswith("vllm:request_success_total")]
 
 
 def test_embeddings_are_refused_with_a_reason(endpoint: Endpoint) -> None:

@@ -61,6 +61,8 @@ def serve(
     known = [*keys, *_read_keys(api_key_file)]
     if any(not key.strip() for key in known):
         raise BadInputError("An API key is empty.")
+    if not all(key.isascii() and key.isprintable() for key in known):
+        raise BadInputError("An API key may only have letters, digits and signs of ASCII: headers carry nothing else.")
     where = f"[{host}]" if ":" in host else host
     place = f"http://{where}:{port}/v1" if port else f"a free port of {where}"
     note(

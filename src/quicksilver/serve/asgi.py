@@ -51,7 +51,7 @@ class Endpoint:
             await send_error(send, error)
         except GoneError:
             return
-        except Exception:
+        except Exception:  # the last resort: no client sees a traceback, and the log has it
             log.exception("A request failed.")
             if started:
                 raise

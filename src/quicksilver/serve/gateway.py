@@ -194,18 +194,20 @@ class Gateway:
         late = ApiError(
             503, f"The answer took longer than {self._limits.request_timeout_s:g} s.", code="request_timeout"
         )
+        begun: list[Answer] = []
         timer = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, reply.stop, late)
         try:
             async with until_gone(receive, reply.stop):
                 try:
                     for answer in reply.answers:
                         relay.submit(answer)
+                        begun.append(answer)
                 except ValueError as error:
                     raise ApiError(400, str(error)) from error
                 await (reply.stream(send) if asked.stream else reply.whole(send))
         finally:
             timer.cancel()
-            for answer in reply.answers:
+            for answer in begun:
                 self._metrics.ended(answer)
                 if answer.finish is not None:
                     self._admission.learn((answer.ended_s or time.monotonic()) - answer.asked_s)

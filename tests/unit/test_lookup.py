@@ -83,6 +83,8 @@ def test_pace_learns_what_a_step_costs(start: float, each: float, extra: float, 
     # What it is wrong by is small beside the steps that it saw, whose mean has 5.5 extra tokens.
     seen = start + 4.5 * each + 5.5 * extra
     assert found[0] == pytest.approx(start + 4 * each, abs=0.05 * seen)
+    if extra <= 0.25 * (start + each):  # as on every machine that was measured, and then some
+        assert found[0] == pytest.approx(start + 4 * each, rel=0.1)
     assert found[1] == pytest.approx(extra, abs=0.05 * extra + 0.005 * found[0])
 
 

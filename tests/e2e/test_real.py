@@ -47,7 +47,7 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
     with found.serve() as endpoint:
         whole, streamed = (_answer(endpoint, stream=stream) for stream in (False, True))
     assert "100°C" in "".join(token for token, _ in whole)
-    # Guesses and a cached prefix change the shapes of steps, and with them the last bits of logits: up to where the answers
+    # Guesses change the shapes of steps, and with them the last bits of logits: up to where the answers
     # part their tokens are about as likely, and there it has to be at a near tie of two tokens.
     pairs = list(zip(whole, streamed, strict=False))
     same = next((n for n, ((token, _), (other, _)) in enumerate(pairs) if token != other), len(pairs))

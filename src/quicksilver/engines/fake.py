@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quicksilver import __version__
+from quicksilver.engines.grammar import Grammar, Grammars
 from quicksilver.engines.process import serve_process
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation, Step, Technique
@@ -103,6 +104,7 @@ class _Sequence:
     source: list[int]
     """What it copies from: the prompt without tokens that end an answer."""
     random: random.Random
+    grammar: Grammar | None
     tokens: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
     cancelled: bool = False
@@ -126,6 +128,7 @@ class FakeDecoder(Decoder):
         config = _read_config(folder)
         self._eos = _eos(folder, config)
         self._vocab_size = int(config.get("vocab_size", 2))
+        self._grammars = Grammars(folder, self._eos)
         self._changed = threading.Condition()
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
@@ -137,14 +140,15 @@ class FakeDecoder(Decoder):
         self._thread.start()
 
     def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
-        """Queue a sequence. Raises ValueError for an empty prompt."""
+        """Queue a sequence. Raises ValueError for an empty prompt, and for a grammar that can't be compiled."""
         if not request.prompt:
             raise ValueError("The prompt has no tokens.")
         digest = _digest(array("q", request.prompt).tobytes())
+        grammar = None if request.grammar is None else self._grammars.compile(request.grammar)
         source = [token for token in request.prompt if token not in self._eos] or [0]
         with self._changed:
             self._numbers += 1
-            sequence = _Sequence(self._numbers, request, deliver, digest, source, random.Random(request.seed))
+            sequence = _Sequence(self._numbers, request, deliver, digest, source, random.Random(request.seed), grammar)
             self._known[sequence.number] = sequence
             self._waiting.append(sequence)
             self._changed.notify()
@@ -243,14 +247,19 @@ class FakeDecoder(Decoder):
             if len(sequence.tokens) >= request.max_tokens:
                 burst.finish = "length"
                 break
-            token, logprob, top = self._next(sequence)
+            try:
+                token, logprob, top = self._next(sequence)
+            except ValueError as error:  # its grammar leads nowhere
+                burst.finish, burst.error = "error", str(error)
+                break
             sequence.tokens.append(token)
             sequence.counts[token] += 1
             burst.tokens.append(token)
             if burst.logprobs is not None and burst.top_logprobs is not None:
                 burst.logprobs.append(logprob)
                 burst.top_logprobs.append(top)
-            if token in self._eos and not request.ignore_eos:
+            over = sequence.grammar is not None and sequence.grammar.over
+            if over or (token in self._eos and not request.ignore_eos):
                 burst.finish = "stop"
                 break
         if burst.finish is None and len(sequence.tokens) >= request.max_tokens:
@@ -261,6 +270,9 @@ class FakeDecoder(Decoder):
         """Choose the next token; return it with its log-probability before temperature and penalties, and the likeliest ones."""
         request = sequence.request
         logits: dict[int, float] = dict.fromkeys(request.logit_bias, UNLIKELY) | self._logits(sequence)
+        endless = len(sequence.tokens) < request.min_tokens or request.ignore_eos
+        if sequence.grammar is not None:
+            logits = self._within(sequence.grammar, logits, sequence, end=not endless)
         total = math.log(sum(math.exp(value) for value in logits.values()))
         scores = {
             token: value
@@ -269,9 +281,11 @@ class FakeDecoder(Decoder):
             + request.logit_bias.get(token, 0.0)
             for token, value in logits.items()
         }
-        if len(sequence.tokens) < request.min_tokens or request.ignore_eos:
+        if endless:
             scores = {token: value for token, value in scores.items() if token not in self._eos} or scores
         token = _sample(scores, request, sequence.random)
+        if sequence.grammar is not None:
+            sequence.grammar.take(token)
         at = len(sequence.tokens)
 
         def logprob(token: int) -> float:
@@ -293,6 +307,20 @@ class FakeDecoder(Decoder):
         for token in sorted(self._eos)[:1]:
             logits[token] = 9.0 if at >= length else -2.0
         return logits
+
+    def _within(
+        self, grammar: Grammar, logits: dict[int, float], sequence: _Sequence, *, end: bool
+    ) -> dict[int, float]:
+        """Return the logits of tokens that the grammar allows: its own, some that a hash chooses, and what brings it to its end."""
+        allowed = grammar.allowed(self._vocab_size, end=end and bool(self._eos))
+        ids = allowed.nonzero()[0].tolist()
+        at = len(sequence.tokens)
+        found = {token: value for token, value in logits.items() if allowed[token]}
+        for n in range(CANDIDATES):
+            mark = _digest(sequence.digest, at, n, CANDIDATES)
+            found.setdefault(ids[mark % len(ids)], 2.0 * (mark >> 32) / 2**32)
+        closes = 6.0 if _digest(sequence.digest, at) % 4 == 0 else 1.0
+        return found | {token: closes + n for n, token in enumerate(self._grammars.closing()) if allowed[token]}
 
     def _prompt_logprobs(self, prompt: list[int]) -> list[float | None]:
         """Score each token by a hash of it and the one before: between -6 and 0 nats."""

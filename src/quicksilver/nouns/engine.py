@@ -83,6 +83,8 @@ class Request:
     """Likeliest tokens to tell beside each chosen one."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of tokens."""
+    grammar: str | None = None
+    """What the answer has to follow: an llguidance grammar, JSON or Lark text."""
 
 
 @dataclass(slots=True)

@@ -68,6 +68,8 @@ class GenAiDecoder(Decoder):
             raise ValueError(
                 "With a draft model there is no logit_bias, and no log-probability but the chosen token's."
             )
+        if request.grammar is not None:
+            raise ValueError("With a draft model an answer can't be made to follow a grammar.")
         number = next(self._numbers)
         self._incoming.append((number, request, deliver))
         self._wake.set()

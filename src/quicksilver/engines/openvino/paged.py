@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quicksilver.engines.grammar import Grammars
 from quicksilver.engines.openvino.blocks import Blocks
 from quicksilver.engines.openvino.files import eos_of, properties_of
 from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Graph, Work
@@ -61,6 +62,7 @@ class PagedDecoder(Decoder):
         self._settings = settings
         self._longest = LONGEST if settings.speculation is None else settings.speculation.max_ngram
         self._eos = frozenset(eos_of(artifact))
+        self._grammars = Grammars(artifact, self._eos)
         self._graph = Graph(artifact, properties_of(artifact, settings), settings.kv_cache_gb)
         self._blocks = Blocks(self._graph.blocks, self._graph.block_tokens, caching=settings.prefix_caching)
         self._confidence = Confidence()
@@ -92,9 +94,9 @@ class PagedDecoder(Decoder):
         most = 0 if speculation is None else speculation.tokens
         if speculation is not None and request.speculate_tokens is not None:
             most = request.speculate_tokens
-        sequence = _Sequence(
-            next(self._numbers), request, deliver, list(request.prompt), Sampler(request, self._eos), most
-        )
+        grammar = None if request.grammar is None else self._grammars.compile(request.grammar)
+        sampler = Sampler(request, self._eos, grammar)
+        sequence = _Sequence(next(self._numbers), request, deliver, list(request.prompt), sampler, most)
         self._incoming.append(sequence)
         self._wake.set()
         return sequence.number
@@ -305,14 +307,18 @@ class PagedDecoder(Decoder):
             if sampler.plain and sequence.generated >= request.min_tokens:
                 token = ids[index]
             else:
-                choice = sampler.choose(row, sequence.generated)
+                try:
+                    choice = sampler.choose(row, sequence.generated)
+                except ValueError as error:  # its grammar's dead end is its own; the others go on
+                    burst.finish, burst.error = "error", str(error)
+                    break
                 token = choice.token
                 if burst.logprobs is not None and burst.top_logprobs is not None and choice.logprob is not None:
                     burst.logprobs.append(choice.logprob)
                     burst.top_logprobs.append(choice.top)
             burst.tokens.append(token)
             sequence.generated += 1
-            if token in self._eos and not request.ignore_eos:
+            if sampler.over or (token in self._eos and not request.ignore_eos):
                 burst.finish = "stop"
                 break
             if guess is None or index >= len(guess.tokens) or guess.tokens[index] != token:

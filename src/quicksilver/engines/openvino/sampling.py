@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from quicksilver.engines.grammar import Grammar
 from quicksilver.nouns.engine import Request
 
 Row = NDArray[np.float32]
@@ -27,8 +28,9 @@ class Choice:
 class Sampler:
     """Chooses the tokens of one sequence. Each takes one random number, so speculation doesn't change what a seed gives."""
 
-    def __init__(self, request: Request, eos: frozenset[int]) -> None:
+    def __init__(self, request: Request, eos: frozenset[int], grammar: Grammar | None = None) -> None:
         self._request = request
+        self._grammar = grammar
         self._eos = np.array(sorted(eos), dtype=np.int64)
         self._random = np.random.default_rng(None if request.seed is None else request.seed % 2**64)
         self._counts: Counter[int] = Counter()
@@ -42,26 +44,38 @@ class Sampler:
             or request.presence_penalty
             or request.frequency_penalty
             or request.logit_bias
+            or grammar is not None
         )
         """Whether, once min_tokens are there, the likeliest token is all that is asked for."""
+        self.over = False
+        """Whether the grammar is complete: only the end may follow."""
 
     def choose(self, logits: Row, given: int) -> Choice:
-        """Return the next token after `given` generated ones; `logits` is (vocabulary,) and isn't changed."""
-        request = self._request
+        """Return the next token after `given` generated ones; `logits` is (vocabulary,) and isn't changed.
+
+        Raises ValueError if the grammar leads nowhere.
+        """
+        request, grammar = self._request, self._grammar
         changed = logits
         forbids = given < request.min_tokens and len(self._eos) > 0
-        if forbids or self._counts or len(self._bias[0]):
+        if forbids or self._counts or len(self._bias[0]) or grammar is not None:
             changed = logits.copy()
             if self._counts:
                 seen = np.fromiter(self._counts.keys(), np.int64)
                 times = np.fromiter(self._counts.values(), np.float32)
                 changed[seen] -= request.presence_penalty + request.frequency_penalty * times
             changed[self._bias[0]] += self._bias[1]
-            if forbids:
+            if grammar is not None:
+                endless = forbids or request.ignore_eos or len(self._eos) == 0
+                changed[~grammar.allowed(len(logits), end=not endless)] = -np.inf
+            elif forbids:
                 changed[self._eos] = -np.inf
         token = int(changed.argmax()) if request.temperature <= 0 else self._draw(changed)
         if request.presence_penalty or request.frequency_penalty:
             self._counts[token] += 1
+        if grammar is not None:
+            grammar.take(token)
+            self.over = grammar.over
         if not request.logprobs:
             return Choice(token)
         top = logits.max()

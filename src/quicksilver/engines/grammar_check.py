@@ -56,6 +56,17 @@ class GrammarCheck:
             self._end()
 
     def _ask(self, grammar: str) -> str:
+        for _ in range(2):
+            line, ended = self._exchange(grammar)
+            if line:
+                said: str = json.loads(line)
+                return said
+            if ended in (-signal.SIGPROF, -signal.SIGABRT):  # its timer; what it may allocate
+                return LATE
+        raise ValueError("The process that checks grammars ends before it answers.")
+
+    def _exchange(self, grammar: str) -> tuple[str, int]:
+        """Send a grammar; return the line that comes back, or else how the process ended."""
         if self._process is None or self._process.poll() is not None:
             self._end()
             command = [sys.executable, "-m", "quicksilver.engines.grammar_check", str(self._folder)]
@@ -71,11 +82,10 @@ class GrammarCheck:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:  # it died, of its timer or of what it may allocate
+        ended = 0 if line else process.wait()
+        if not line:
             self._end()
-            return LATE
-        said: str = json.loads(line)
-        return said
+        return line, ended
 
     def _end(self) -> None:
         process, self._process = self._process, None

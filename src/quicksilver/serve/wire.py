@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -18,6 +19,9 @@ MAX_TOP = 20
 """Alternatives to a token that can be asked for."""
 MAX_BIAS = 1024
 """Tokens whose logits a request can change."""
+MAX_TOOLS = 128
+MAX_SCHEMA = 100_000
+"""Bytes of a JSON schema."""
 
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -112,19 +116,147 @@ def _content(value: Any) -> Any:
     raise PydanticCustomError("content_type", "should be a string or a list of text parts")
 
 
+def _schema(value: Any) -> Any:
+    """Return a JSON schema of a bounded size."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("schema_type", "should be a JSON schema, an object")
+    size = len(json.dumps(value))
+    if size > MAX_SCHEMA:
+        raise PydanticCustomError("schema_size", f"has {size} bytes, and at most {MAX_SCHEMA} are allowed")
+    return value
+
+
+def _arguments(value: Any) -> Any:
+    """Return a call's arguments, which OpenAI has as a text of JSON and chat templates as an object."""
+    if isinstance(value, str):
+        try:
+            found = json.loads(value or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found
+    raise PydanticCustomError("arguments_type", "should be a string that holds a JSON object")
+
+
+Schema = Annotated[dict[str, Any], PlainValidator(_schema)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class CalledFunction(Wire):
+    """What an assistant called, and with what."""
+
+    name: str
+    arguments: Annotated[dict[str, Any], PlainValidator(_arguments)]
+
+
+class ToolCall(Wire):
+    """A call in an assistant's earlier turn."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Wire):
     """One turn of a conversation."""
 
-    neutral = {"tool_calls": ([],)}
+    neutral = {"annotations": ([],)}
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, PlainValidator(_content)]
+    content: Annotated[str, PlainValidator(_content)] = ""
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
 
-    def to_template(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise _wrong("tool_calls", "belong to the assistant's messages")
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise PydanticCustomError("missing", "is missing", {"param": "content"})
+        return self
+
+    def to_template(self) -> dict[str, Any]:
         """Return the message as chat templates read it; they know the developer's role as the system's."""
-        message = self.model_dump(exclude_none=True)
+        message = self.model_dump(exclude_none=True, exclude={"tool_calls"})
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
         return message | {"role": "system"} if self.role == "developer" else message
+
+
+class Function(Wire):
+    """A function that the model may call."""
+
+    name: Name
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool = False
+
+    @model_validator(mode="after")
+    def _takes_an_object(self) -> Self:
+        if (self.parameters or {}).get("type", "object") != "object":
+            raise _wrong("parameters", "should be the schema of an object")
+        return self
+
+
+class Tool(Wire):
+    """A tool: functions are the only ones."""
+
+    type: Literal["function"]
+    function: Function
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the tool as chat templates read it."""
+        return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
+class NamedFunction(Wire):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Wire):
+    """The tool that an answer has to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Wire):
+    """A schema and what it is for; the answer fits it, `strict` or not."""
+
+    name: Name
+    definition: Schema = Field(alias="schema")
+    strict: bool = False
+    description: str | None = None
+
+
+class ResponseFormat(Wire):
+    """What the answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("missing", "is missing", {"param": "json_schema"})
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise _wrong("json_schema", "needs 'type' to be 'json_schema'")
+        return self
+
+
+def _choice(value: Any) -> Any:
+    """Return a tool_choice's word, or the tool that it names."""
+    if value in ("none", "auto", "required"):
+        return value
+    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str) and len(value) + len(function) == 3:
+        return NamedTool.model_validate(value)
+    raise PydanticCustomError("choice", "should be 'none', 'auto', 'required', or an object that names a function")
 
 
 class Sampling(Wire):
@@ -138,7 +270,6 @@ class Sampling(Wire):
         "min_p": (0, 0.0),
         "priority": (0,),
         "repetition_penalty": (1, 1.0),
-        "response_format": ({"type": "text"},),
         "return_tokens_as_token_ids": (False,),
         "service_tier": ("auto", "default"),
         "skip_special_tokens": (True,),
@@ -192,6 +323,7 @@ class Sampling(Wire):
         logprobs: bool,
         top: int | None,
         echo: bool = False,
+        grammar: str | None = None,
     ) -> Request:
         """Return the sequence to decode for the first answer to a prompt."""
         return Request(
@@ -209,6 +341,7 @@ class Sampling(Wire):
             echo=echo and logprobs,
             top_logprobs=top or 0,
             logit_bias=self.logit_bias,
+            grammar=grammar,
         )
 
 
@@ -224,15 +357,16 @@ class ChatRequest(Sampling):
         "documents": ([],),
         "functions": ([],),
         "modalities": (["text"],),
-        "parallel_tool_calls": (True, False),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
     }
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    response_format: ResponseFormat = ResponseFormat()
+    tools: Tools = Field(default_factory=list)
+    tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool, PlainValidator(_choice)] = "auto"
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -241,13 +375,35 @@ class ChatRequest(Sampling):
             raise _wrong("max_tokens", "and 'max_completion_tokens' disagree: give one")
         if self.top_logprobs is not None and not self.logprobs:
             raise _wrong("top_logprobs", "needs 'logprobs' to be true")
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise _wrong("tools", "has two functions of one name")
+        if self.forces_call and not names:
+            raise _wrong("tool_choice", "needs 'tools'")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise _wrong("tool_choice", f"names the function {self.tool_choice.function.name!r}, which 'tools' lacks")
         return self
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the answer has to be a tool call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the answer may call."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [tool for tool in self.tools if tool.function.name == self.tool_choice.function.name]
+        return [] if self.tool_choice == "none" else self.tools
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
-    neutral = {key: values for key, values in Sampling.neutral.items() if key != "echo"}
+    neutral = {
+        **{key: values for key, values in Sampling.neutral.items() if key != "echo"},
+        "response_format": ({"type": "text"},),
+    }
     prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts)]
     max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
@@ -270,6 +426,7 @@ class TokenizeRequest(Wire):
     messages: list[Message] | None = Field(None, min_length=1)
     add_generation_prompt: bool = True
     add_special_tokens: bool | None = None
+    tools: Tools = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -289,7 +446,8 @@ def parse(kind: type[W], body: bytes) -> W:
         first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         raise ApiError(400, f"The body is not JSON: {first['ctx']['error']}.", code="invalid_json")
-    param = ".".join(str(part) for part in first["loc"]) or first.get("ctx", {}).get("param")
+    inner = [first["ctx"]["param"]] if "param" in first.get("ctx", {}) else []
+    param = ".".join(str(part) for part in [*first["loc"], *inner]) or None
     if first["type"] == "extra_forbidden":
         raise ApiError(
             400, f"The field '{param}' is not supported by this server.", param=param, code="unsupported_parameter"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.workload import Prompt
+from quicksilver.sources.hermes import OPENING, in_words
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -113,25 +115,66 @@ class Tokenizer:
     @cached_property
     def template(self) -> Template | None:
         """The compiled chat template; None for a model that has none."""
+        return _compile(self._sources["default"]) if "default" in self._sources else None
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The chat templates' texts, by name; most models have one, `default`."""
         file = self._folder / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.is_file() else self._config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-        return None if source is None else _compile(source)
+        if isinstance(source, list):
+            return {entry["name"]: entry["template"] for entry in source}
+        return {} if source is None else {"default": source}
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, open_answer: bool = True) -> str:
+    @cached_property
+    def _tool_source(self) -> str:
+        """The text of the template for conversations with tools: a model may have one for them alone."""
+        return self._sources.get("tool_use", self._sources.get("default", ""))
+
+    @cached_property
+    def _tool_template(self) -> Template | None:
+        """The compiled template that knows tools; None if no template mentions them."""
+        if not re.search(r"\btools\b", self._tool_source):
+            return None
+        return _compile(self._tool_source) if "tool_use" in self._sources else self.template
+
+    @property
+    def tagged_calls(self) -> bool:
+        """Whether the model writes tool calls as `<tool_call>{"name", "arguments"}</tool_call>`, and not as bare JSON."""
+        return self._tool_template is None or OPENING in self._tool_source
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        open_answer: bool = True,
+    ) -> str:
         """Return a conversation as the model was trained to read it; `open_answer` begins the assistant's turn.
+
+        If the chat template never mentions `tools`, they are put into a system message in the Hermes form (`<tools>`,
+        and calls as `<tool_call>{"name": ..., "arguments": ...}</tool_call>`), so that calls can still be asked for.
 
         Raises BadInputError if the model has no chat template, or if the template refuses the messages.
         """
         from jinja2 import TemplateError
 
-        if self.template is None:
+        template = self.template
+        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            if self._tool_template is None:
+                messages, tools = in_words(messages, tools), ()
+            else:
+                template = self._tool_template
+        if template is None:
             raise BadInputError("This model has no chat template; use /v1/completions.")
         tokens = {name: text for name in SPECIAL if (text := _content(self._config.get(name))) is not None}
         try:
-            return self.template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=open_answer, **tokens
+            return template.render(
+                messages=messages,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=open_answer,
+                **tokens,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise BadInputError(f"The model's chat template refuses these messages: {error}") from error

@@ -72,6 +72,7 @@ def running(gateway: Gateway, attach: Callable[[], tuple[Tokenizer, Decoder]] | 
     finally:
         server.should_exit = True
         thread.join()
+        gateway.close()
 
 
 @contextmanager

@@ -97,8 +97,8 @@ def test_a_completion_that_can_t_be_honoured_names_the_field(
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "text parts"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "text parts"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_object'"),
         ({"top_logprobs": 1}, "top_logprobs", "'logprobs' to be true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "disagree"),
@@ -145,21 +145,9 @@ json_values = st.recursive(
     max_leaves=6,
 )
 fields = st.sampled_from(
-    [
-        "prompt",
-        "messages",
-        "temperature",
-        "top_p",
-        "stop",
-        "seed",
-        "n",
-        "stream_options",
-        "logprobs",
-        "echo",
-        "min_tokens",
-        "model",
-    ]
-)
+    ["prompt", "messages", "temperature", "top_p", "stop", "seed", "n", "stream_options", "logprobs", "echo", "min_tokens",
+     "model", "tools", "tool_choice", "response_format"]
+)  # fmt: skip
 
 
 @examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quicksilver.engines.grammar import Grammar, Grammars
 
-CPU_S = 3.0
+CPU_S = 2.0
 """Processor time that a grammar may take to compile."""
 MEMORY = 1 << 30
 """Bytes that it may take on top of the tokenizer's."""

@@ -151,6 +151,7 @@ async def _serve(
     try:
         await serving
     finally:
+        gateway.close()
         await asyncio.to_thread(decoder.close)
 
 

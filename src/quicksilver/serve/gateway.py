@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from quicksilver.engines.grammar_check import GrammarCheck
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Decoder, Request
 from quicksilver.serve.asgi import Endpoint, Handler, header, read_body, refuse, send_body, send_json, until_gone
@@ -21,7 +22,8 @@ from quicksilver.serve.limits import Admission, Limits, check_key
 from quicksilver.serve.metrics import Metrics
 from quicksilver.serve.reply import Choice, Reply
 from quicksilver.serve.stream import Answer, Bell, Relay
-from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, parse
+from quicksilver.serve.tools import ToolParser, grammars
+from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, Tool, parse
 from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
@@ -42,11 +44,19 @@ class Gateway:
         self._draining = False
         self._tokenizer: Tokenizer | None = None
         self._relay: Relay | None = None
+        self._check: GrammarCheck | None = None
+        self._checking = asyncio.Lock()
 
     def attach(self, tokenizer: Tokenizer, decoder: Decoder) -> None:
         """Begin to answer with this decoder. Call it on the event loop."""
         self._tokenizer = tokenizer
         self._relay = Relay(decoder, asyncio.get_running_loop())
+        self._check = GrammarCheck(tokenizer.folder)
+
+    def close(self) -> None:
+        """End what it started. The decoder is whose it was."""
+        if self._check is not None:
+            self._check.close()
 
     def drain(self) -> None:
         """Say on /ready that no more requests should come; those that do are answered."""
@@ -119,7 +129,7 @@ class Gateway:
         asked = parse(TokenizeRequest, await read_body(receive))
         self._check_model(asked.model)
         if asked.messages is not None:
-            text = _render(tokenizer, asked.messages, open_answer=asked.add_generation_prompt)
+            text = _render(tokenizer, asked.messages, asked.tools, open_answer=asked.add_generation_prompt)
             special = bool(asked.add_special_tokens)
         else:
             text = asked.prompt or ""
@@ -131,10 +141,17 @@ class Gateway:
         tokenizer, _ = self._ready()
         asked = parse(ChatRequest, await read_body(receive))
         self._check_model(asked.model)
-        prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, open_answer=True), special=False)
+        tools = [] if asked.tool_choice == "none" else asked.tools
+        prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, tools, open_answer=True), special=False)
         limit = asked.max_completion_tokens or asked.max_tokens
         room = _check_length(tokenizer, prompt, limit or 1)
-        request = asked.to_engine(prompt, max_tokens=limit or room, logprobs=asked.logprobs, top=asked.top_logprobs)
+        request = asked.to_engine(
+            prompt,
+            max_tokens=limit or room,
+            logprobs=asked.logprobs,
+            top=asked.top_logprobs,
+            grammar=await self._grammar(asked, tokenizer),
+        )
         await self._answer([(request, "")], asked, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,6 +181,27 @@ class Gateway:
                 echo = text if isinstance(text, str) else tokenizer.decode(prompt, opens=True)
             requests.append((request, echo))
         await self._answer(requests, asked, receive, send)
+
+    async def _grammar(self, asked: ChatRequest, tokenizer: Tokenizer) -> str | None:
+        """Return what the answer has to follow. Raises ApiError 400 for a schema that can't be followed."""
+        check = self._check
+        assert check is not None
+        if asked.response_format.type == "text" and not asked.offered:
+            return None
+
+        def proved() -> str | None:
+            grammar: str | None = None
+            for field, grammar in grammars(asked, "hermes" if tokenizer.tagged_calls else "bare"):
+                try:
+                    check.check(grammar)
+                except ValueError as error:
+                    raise ApiError(
+                        400, f"The schema in '{field}' can't be followed: {error}", param=field, code="invalid_schema"
+                    ) from error
+            return grammar
+
+        async with self._checking:  # one at a time: the threads are there for other work, too
+            return await asyncio.to_thread(proved)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.model:
@@ -223,13 +261,24 @@ class Gateway:
                 seed = None if request.seed is None else request.seed + turn
                 one = dataclasses.replace(request, seed=seed) if turn else request
                 answer = Answer(tokenizer, one, bell, stops=asked.stop, opens=chat, stream=asked.stream)
-                choices.append(Choice(tokenizer, answer, index=len(choices), prompt=number, chat=chat, echo=echo))
+                tools = _tool_parser(asked)
+                choices.append(
+                    Choice(tokenizer, answer, index=len(choices), prompt=number, chat=chat, echo=echo, tools=tools)
+                )
         return choices
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Any], *, open_answer: bool) -> str:
+def _tool_parser(asked: Sampling) -> ToolParser | None:
+    """Return what finds calls of the tools that a request offers; None if there are none."""
+    if not isinstance(asked, ChatRequest) or not asked.offered:
+        return None
+    return ToolParser({tool.function.name for tool in asked.offered}, parallel=asked.parallel_tool_calls)
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Any], tools: Sequence[Tool], *, open_answer: bool) -> str:
+    offered = [tool.to_template() for tool in tools]
     try:
-        return tokenizer.chat([message.to_template() for message in messages], open_answer=open_answer)
+        return tokenizer.chat([message.to_template() for message in messages], tools=offered, open_answer=open_answer)
     except BadInputError as error:
         raise ApiError(400, str(error), param="messages") from error
 

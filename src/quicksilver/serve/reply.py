@@ -11,6 +11,7 @@ from starlette.types import Send
 
 from quicksilver.serve.asgi import send_json
 from quicksilver.serve.stream import DONE, Answer, Bell, Frames, Piece, event
+from quicksilver.serve.tools import Delta, ToolParser, whole_calls
 from quicksilver.serve.wire import ApiError, ChatRequest, Sampling
 from quicksilver.sources.text import Tokenizer
 
@@ -93,7 +94,8 @@ class Reply:
             if not opened:
                 await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
                 opened = True
-            await send({"type": "http.response.body", "body": data, "more_body": not over})
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": not over})
 
     def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
         """Count the tokens so far, as OpenAI's usage object: a prompt with several answers counts once."""
@@ -105,7 +107,17 @@ class Reply:
 class Choice:
     """One answer, as a choice of OpenAI's."""
 
-    def __init__(self, tokenizer: Tokenizer, answer: Answer, *, index: int, prompt: int, chat: bool, echo: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        answer: Answer,
+        *,
+        index: int,
+        prompt: int,
+        chat: bool,
+        echo: str,
+        tools: ToolParser | None = None,
+    ) -> None:
         self.answer = answer
         self.index = index
         self.prompt = prompt
@@ -114,6 +126,7 @@ class Choice:
         self._chat = chat
         self._tokenizer = tokenizer
         self._echo = echo
+        self._tools = tools
         self._opened = False
         self._offset = 0
         """Characters so far, for the offsets of tokens."""
@@ -129,10 +142,14 @@ class Choice:
         piece = self.answer.take()
         choice: dict[str, Any] = {"index": self.index}
         if self._chat:
-            choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
+            delta = self._parsed(piece.text)
+            message: dict[str, Any] = {"role": "assistant", "content": delta.content, "refusal": None}
+            if delta.calls:
+                message |= {"content": delta.content or None, "tool_calls": whole_calls(delta.calls)}
+            choice["message"] = message
         else:
             choice["text"] = self._echo + piece.text
-        return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self.answer.finish}
+        return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self._finish()}
 
     def said(self, usage: dict[str, int]) -> bytes:
         """Return what it said since the last time, as events."""
@@ -144,7 +161,29 @@ class Choice:
             piece.text = self._echo + piece.text
         if self.answer.error is not None:
             return data
-        return data + self.frames.piece(piece.text, self._logprobs(piece, opens=opens), self.answer.finish, usage)
+        logprobs = self._logprobs(piece, opens=opens)
+        if self._tools is None:
+            return data + self.frames.piece(piece.text, logprobs, self.answer.finish, usage)
+        delta = self._parsed(piece.text)
+        if not (delta.content or delta.calls or logprobs or self.answer.over):
+            return data  # what was said may become a call
+        calls = [call.to_wire() for call in delta.calls]
+        return data + self.frames.piece(delta.content, logprobs, self._finish(), usage, calls)
+
+    def _parsed(self, text: str) -> Delta:
+        """Return what a piece of text comes to: content, or calls of tools."""
+        if self._tools is None:
+            return Delta(text)
+        delta = self._tools.step(text)
+        if self.answer.over:
+            rest = self._tools.finish()
+            delta.content += rest.content
+        return delta
+
+    def _finish(self) -> str | None:
+        """Return why it ended, in OpenAI's words."""
+        called = self._tools is not None and self._tools.called and self.answer.finish == "stop"
+        return "tool_calls" if called else self.answer.finish
 
     def _logprobs(self, piece: Piece, *, opens: bool) -> dict[str, Any] | None:
         """Return the log-probabilities of a piece's tokens (and first of the prompt's, if they are echoed)."""

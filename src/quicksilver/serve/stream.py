@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -253,13 +253,23 @@ class Frames:
         delta = '"delta":{"role":"assistant","content":""'
         return f"{self._choice}{delta}{self._plain}".encode()
 
-    def piece(self, text: str, logprobs: Any, finish: str | None, usage: dict[str, int]) -> bytes:
-        """Return the chunk for a piece of text; the last one says why it ended."""
+    def piece(
+        self,
+        text: str,
+        logprobs: Any,
+        finish: str | None,
+        usage: dict[str, int],
+        calls: Sequence[Mapping[str, Any]] = (),
+    ) -> bytes:
+        """Return the chunk for a piece of text, or of tool calls; the last one says why it ended."""
         # ASCII only: some clients split lines at characters that JSON leaves as they are.
-        if logprobs is None and finish is None and not self._each:
+        if logprobs is None and finish is None and not self._each and not calls:
             return f"{self._open}{json.dumps(text)}{self._plain}".encode()
         end = f',"usage":{json.dumps(usage)}}}\n\n' if self._each else self._end
         rest = f'"logprobs":{json.dumps(logprobs)},"finish_reason":{json.dumps(finish)}'
+        if calls:
+            delta = {"content": text, "tool_calls": calls} if text else {"tool_calls": calls}
+            return f'{self._choice}"delta":{json.dumps(delta)},{rest}}}]{end}'.encode()
         return f"{self._open}{json.dumps(text)}{self._close},{rest}}}]{end}".encode()
 
     def usage(self, usage: dict[str, int]) -> bytes:

@@ -38,7 +38,7 @@ class Tokenizer:
             raise BadInputError(f"{path} can't be read: {error}.") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._folder = folder
+        self.folder = folder
         self._config = _read_json(folder / "tokenizer_config.json")
         model = _read_json(folder / "config.json")
         text_model = model | model.get("text_config", {})
@@ -120,7 +120,7 @@ class Tokenizer:
     @cached_property
     def _sources(self) -> dict[str, str]:
         """The chat templates' texts, by name; most models have one, `default`."""
-        file = self._folder / "chat_template.jinja"
+        file = self.folder / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.is_file() else self._config.get("chat_template")
         if isinstance(source, list):
             return {entry["name"]: entry["template"] for entry in source}

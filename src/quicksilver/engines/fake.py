@@ -5,7 +5,7 @@ that a hash chooses, and then ends. At each position eight tokens have logits, s
 and log-probabilities mean what they mean elsewhere. Speculation and the number of streams change when tokens come,
 never which (see `step_ms`).
 
-`Settings.properties`: `prefill_ms_per_token`, `decode_ms`, `batch_cost`, `draft_cost`, all 0 or more.
+`Settings.properties`: `load_ms`, `prefill_ms_per_token`, `decode_ms`, `batch_cost`, `draft_cost`, all 0 or more.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CANDIDATES = 8
 """Tokens that have a logit at each position."""
 UNLIKELY = -20.0
 """The logit of another token that a request gives a bias to."""
-PROPERTIES = {"prefill_ms_per_token": 0.0, "decode_ms": 0.0, "batch_cost": 0.1, "draft_cost": 0.05}
+PROPERTIES = {"load_ms": 0.0, "prefill_ms_per_token": 0.0, "decode_ms": 0.0, "batch_cost": 0.1, "draft_cost": 0.05}
 # What a technique does to the time of a prefill and of a decode step, and by how many nats it lowers log-probabilities.
 EFFECTS = {
     "int8": (0.85, 0.7, 0.004),
@@ -121,6 +121,7 @@ class FakeDecoder(Decoder):
             raise BadInputError(f"The fake engine has no property {min(unknown)!r}.")
         times = {name: float(settings.properties.get(name, value)) for name, value in PROPERTIES.items()}
         techniques = _read_techniques(folder)
+        time.sleep(times["load_ms"] / 1000)
         self._prefill_ms = times["prefill_ms_per_token"] * math.prod(t["prefill"] for t in techniques)
         self._decode_ms = times["decode_ms"] * math.prod(t["decode"] for t in techniques)
         self._batch_cost, self._draft_cost = times["batch_cost"], times["draft_cost"]

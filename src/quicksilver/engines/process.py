@@ -195,28 +195,38 @@ def _first_model(url: str) -> str:
 
 
 def _peak_memory_of(process: subprocess.Popen[bytes]) -> Callable[[], float | None]:
-    """Return a function for a process's peak resident memory, MB; after its end it repeats the last figure."""
+    """Return a function for the peak resident memory, MB, of a process and those it started; after its end it repeats the last figure."""
     last: float | None = None
 
     def read() -> float | None:
         nonlocal last
-        now = _peak_memory_mb(process.pid) if process.poll() is None else None
+        now = _family_memory_mb(process.pid) if process.poll() is None else None
         last = last if now is None else max(now, last or 0.0)
         return last
 
     return read
 
 
-def _peak_memory_mb(pid: int) -> float | None:
-    """Return a process's peak resident memory, MB (where the system doesn't keep it, what it has now)."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 / 1e6 if found else None
+def _family_memory_mb(pid: int) -> float | None:
+    """Return the sum of the peak resident memory of a process and of those that it started, MB."""
     import psutil
 
     try:
-        resident: int = psutil.Process(pid).memory_info().rss
+        family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error:
+        return None
+    return sum(_peak_memory_mb(one) or 0.0 for one in family) or None
+
+
+def _peak_memory_mb(pid: int) -> float | None:
+    """Return a process's peak resident memory, MB (where the system doesn't keep it, what it has now)."""
+    import psutil
+
+    try:
+        if Path("/proc/self/status").exists():
+            found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            return int(found[1]) * 1024 / 1e6 if found else None
+        resident: int = psutil.Process(pid).memory_info().rss
+    except (psutil.Error, OSError):  # it has ended
         return None
     return resident / 1e6

@@ -98,8 +98,8 @@ class Burst:
     """For each token the likeliest ones with their log-probabilities, as many as were asked for."""
     prompt_logprobs: list[float | None] | None = None
     """One for each prompt token, None for the first; only in the first burst, only with echo."""
-    finish: Literal["stop", "length", "cancelled", "error", "lost"] | None = None
-    """Why it is the last; `lost` if the engine died under it."""
+    finish: Literal["stop", "length", "cancelled", "error", "lost", "refused"] | None = None
+    """Why it is the last; `lost` if the engine died under it, `refused` if it can't honour the request."""
     error: str | None = None
 
 
@@ -120,14 +120,22 @@ class DecoderStats:
 
 
 class Decoder(ABC):
-    """An engine embedded in the gateway's process: sequences go in as token ids, bursts come out.
+    """An engine behind the gateway: sequences go in as token ids, bursts come out.
 
     `deliver` is called from the decoder's own thread, in order, and for the last time with `finish` set.
     """
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes sequences now."""
+        return True
+
     @abstractmethod
     def submit(self, request: Request, deliver: Callable[[Burst], None]) -> int:
-        """Queue a sequence and return its number. Raises ValueError for a request that it can't honour."""
+        """Queue a sequence and return its number.
+
+        Raises ValueError for a request that it can't honour (or ends it as `refused`), EngineError while it isn't ready.
+        """
 
     @abstractmethod
     def cancel(self, number: int) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quicksilver.errors import BadInputError, EngineError, QuicksilverError, said
-from quicksilver.nouns import Artifact, Decoder, Settings
+from quicksilver.errors import BadInputError, QuicksilverError
+from quicksilver.nouns import Artifact, Settings
 from quicksilver.nouns.artifact import RECIPE
+from quicksilver.serve.backend import Backend, unopened
 from quicksilver.serve.limits import Limits
 from quicksilver.sources.text import Tokenizer
 
@@ -88,16 +89,20 @@ def serve(
             f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
         )
     with _bind(host, port) as listener:
+        # Before anything else is imported here: it takes the longest.
+        backend = Backend(engine, artifact, settings)
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
         # What native libraries print must not end up in a pipe that nobody reads.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        asyncio.run(_serve(engine, artifact, settings, listener, limits, model=model, grace_s=grace_s))
+        try:
+            asyncio.run(_serve(backend, artifact, listener, limits, model=model, grace_s=grace_s))
+        finally:
+            backend.close()
 
 
 async def _serve(
-    engine: str,
+    backend: Backend,
     artifact: Path,
-    settings: Settings,
     listener: socket.socket,
     limits: Limits,
     *,
@@ -133,51 +138,38 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[tuple[Tokenizer, Decoder]] = loop.create_future()
-    threading.Thread(target=_load, args=(engine, artifact, settings, loop, loaded), daemon=True).start()
+    loaded: asyncio.Future[Tokenizer] = loop.create_future()
+    threading.Thread(target=_load, args=(backend, artifact, loop, loaded), daemon=True).start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     waiting: set[asyncio.Future[Any]] = {loaded, serving}
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if not loaded.done():  # told to end while it loads
         await serving
-        os._exit(0)
+        return
     failure = loaded.exception()
     if failure is not None:
         server.should_exit = True
         await serving
         raise failure
-    tokenizer, decoder = loaded.result()
-    gateway.attach(tokenizer, decoder)
+    gateway.attach(loaded.result(), backend)
     try:
         await serving
     finally:
         gateway.close()
-        await asyncio.to_thread(decoder.close)
 
 
-def _load(
-    engine: str,
-    artifact: Path,
-    settings: Settings,
-    loop: asyncio.AbstractEventLoop,
-    loaded: asyncio.Future[tuple[Tokenizer, Decoder]],
-) -> None:
-    """Open the tokenizer and the engine, on a thread of its own, so that /health answers meanwhile."""
+def _load(backend: Backend, artifact: Path, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[Tokenizer]) -> None:
+    """Wait for tokenizer and engine, on a thread of its own, so that /health answers meanwhile."""
     try:
-        from quicksilver.engines import find
-
         tokenizer = Tokenizer(artifact)
-        result = tokenizer, find(engine).open(artifact, settings)
+        backend.wait()
     except QuicksilverError as error:
         loop.call_soon_threadsafe(loaded.set_exception, error)
     except Exception as error:
-        log.info("The engine failed to open the artefact.", exc_info=True)
-        failure = EngineError(
-            f"The engine {engine!r} could not open {artifact}: {said(error)}. `quicksilver store verify` says whether files are damaged."
-        )
-        loop.call_soon_threadsafe(loaded.set_exception, failure)
+        log.info("The tokenizer can't be opened.", exc_info=True)
+        loop.call_soon_threadsafe(loaded.set_exception, unopened(artifact, error))
     else:
-        loop.call_soon_threadsafe(loaded.set_result, result)
+        loop.call_soon_threadsafe(loaded.set_result, tokenizer)
 
 
 def _bind(host: str, port: int) -> socket.socket:

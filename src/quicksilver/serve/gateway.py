@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from quicksilver.engines.grammar_check import GrammarCheck
-from quicksilver.errors import BadInputError
+from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Decoder, Request
 from quicksilver.serve.asgi import Endpoint, Handler, header, read_body, refuse, send_body, send_json, until_gone
 from quicksilver.serve.limits import Admission, Limits, check_key
@@ -28,6 +28,7 @@ from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
 
+SOON = {"retry-after": "1"}
 LONG_TEXT = 20_000
 """Characters from which a text is tokenised off the event loop, where it would hold up other streams."""
 
@@ -87,7 +88,9 @@ class Gateway:
 
     def _ready(self) -> tuple[Tokenizer, Relay]:
         if self._tokenizer is None or self._relay is None:
-            raise ApiError(503, "The model is still loading.", code="not_ready", headers={"retry-after": "1"})
+            raise ApiError(503, "The model is still loading.", code="not_ready", headers=SOON)
+        if not self._relay.ready:
+            raise ApiError(503, "The engine ended and is started again.", code="engine_died", headers=SOON)
         return self._tokenizer, self._relay
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,6 +245,8 @@ class Gateway:
                         begun.append(answer)
                 except ValueError as error:
                     raise ApiError(400, str(error)) from error
+                except EngineError as error:
+                    raise ApiError(503, f"{error}.", code="engine_died", headers=SOON) from error
                 await (reply.stream(send) if asked.stream else reply.whole(send))
         finally:
             timer.cancel()

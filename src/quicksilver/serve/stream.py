@@ -186,6 +186,8 @@ def _failure(burst: Burst) -> ApiError:
     """Return the error for a sequence that the engine ended otherwise than by finishing it."""
     if burst.finish == "lost":
         return ApiError(503, "The engine ended while it answered; it is started again.", code="engine_died")
+    if burst.finish == "refused":
+        return ApiError(400, burst.error or "The engine can't honour this request.")
     why = burst.error or f"it ended the sequence: {burst.finish}"
     return ApiError(500, f"The engine failed: {why}.", code="engine_error")
 
@@ -206,6 +208,11 @@ class Relay:
         number = self._decoder.submit(answer.request, partial(self._deliver, answer))
         self.running.add(answer)
         answer.began(partial(self._decoder.cancel, number))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the decoder takes sequences now."""
+        return self._decoder.ready
 
     def stats(self) -> DecoderStats:
         """Return what the decoder is doing."""

@@ -279,17 +279,21 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
+    replace: bool = False,
     api_keys: Sequence[str] = (),
     max_waiting: int = 256,
     request_timeout_s: float = 600,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
 
     With `api_keys` each request has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and
-    an answer that takes longer than `request_timeout_s` is ended.
+    an answer that takes longer than `request_timeout_s` is ended. With `replace` it takes the port over from the server
+    that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on.
     """
-    from quicksilver.serve.__main__ import serve as run_server
     from quicksilver.serve.limits import Limits
+    from quicksilver.serve.server import Place
+    from quicksilver.serve.server import serve as run_server
 
     artifact = find_artifact(target)
     limits = Limits(
@@ -298,9 +302,8 @@ def serve(
         request_timeout_s=request_timeout_s,
         api_keys=tuple(api_keys),
     )
-    run_server(
-        artifact.engine, artifact.path, artifact.settings, host=host, port=port, insecure=insecure, limits=limits
-    )
+    place = Place(host, port, insecure=insecure, replace=replace)
+    run_server(artifact.engine, artifact.path, artifact.settings, place, limits=limits, say=say or _silent)
     return 0
 
 
@@ -368,5 +371,5 @@ def _call(model: str, workload: str, goal: str) -> str:
     return f"quicksilver.optimize({model!r}, workload={workload!r}, goal={goal!r})"
 
 
-def _silent(_: Event) -> None:
+def _silent(_: object) -> None:
     pass

@@ -16,6 +16,11 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
 @click.argument("target")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Take the port over from the server that is there, once this one is ready; no request fails.",
+)
 @click.option("--insecure", is_flag=True, help="Allow a host that other machines can reach, without an API key.")
 @click.option(
     "--api-key",
@@ -45,6 +50,7 @@ def serve(
     *,
     host: str,
     port: int,
+    replace: bool,
     insecure: bool,
     keys: tuple[str, ...],
     api_key_file: Path | None,
@@ -57,25 +63,23 @@ def serve(
     """
     from quicksilver import api
 
-    artifact = api.find_artifact(target)
     known = [*keys, *_read_keys(api_key_file)]
     if any(not key.strip() for key in known):
         raise BadInputError("An API key is empty.")
     if not all(key.isascii() and key.isprintable() for key in known):
         raise BadInputError("An API key may only have letters, digits and signs of ASCII: headers carry nothing else.")
-    where = f"[{host}]" if ":" in host else host
-    place = f"http://{where}:{port}/v1" if port else f"a free port of {where}"
-    note(
-        f"Loading {artifact.label} of {artifact.model}; it will answer at {place} (GET /ready says when). Ctrl-C ends it."
-    )
+    if replace and not port:
+        raise BadInputError("--replace needs the --port of the server that is to be replaced.")
     return api.serve(
         target,
         host=host,
         port=port,
+        replace=replace,
         insecure=insecure,
         api_keys=known,
         max_waiting=max_waiting,
         request_timeout_s=request_timeout,
+        say=note,
     )
 
 

@@ -79,6 +79,17 @@ async def send_body(send: Send, status: int, body: bytes, kind: bytes, headers: 
     await send({"type": "http.response.body", "body": body})
 
 
+def closing(send: Send) -> Send:
+    """Return a `send` that says that the connection ends with this answer."""
+
+    async def wrapped(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return wrapped
+
+
 async def refuse(http: HttpRequest, error: Exception) -> JSONResponse:
     """Answer an unknown path or method in OpenAI's shape."""
     assert isinstance(error, HTTPException)

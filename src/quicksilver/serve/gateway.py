@@ -12,12 +12,22 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quicksilver.engines.grammar_check import GrammarCheck
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Decoder, Request
-from quicksilver.serve.asgi import Endpoint, Handler, header, read_body, refuse, send_body, send_json, until_gone
+from quicksilver.serve.asgi import (
+    Endpoint,
+    Handler,
+    closing,
+    header,
+    read_body,
+    refuse,
+    send_body,
+    send_json,
+    until_gone,
+)
 from quicksilver.serve.limits import Admission, Limits, check_key
 from quicksilver.serve.metrics import Metrics
 from quicksilver.serve.reply import Choice, Reply
@@ -36,8 +46,9 @@ LONG_TEXT = 20_000
 class Gateway:
     """Answers the API's requests. Until `attach` it says 503."""
 
-    def __init__(self, model: str, limits: Limits | None = None) -> None:
+    def __init__(self, model: str, limits: Limits | None = None, aliases: Sequence[str] = ()) -> None:
         self.model = model
+        self._names = [model, *aliases]
         self._limits = limits or Limits()
         self._admission = Admission(self._limits)
         self._metrics = Metrics(model)
@@ -60,10 +71,10 @@ class Gateway:
             self._check.close()
 
     def drain(self) -> None:
-        """Say on /ready that no more requests should come; those that do are answered."""
+        """Say on /ready that no more requests should come; those that do are answered, on connections that end with it."""
         self._draining = True
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the ASGI application."""
         routes = [
             Route("/health", Endpoint(self._health), methods=["GET"]),
@@ -75,7 +86,12 @@ class Gateway:
             self._guarded("POST", "/v1/embeddings", self._embed),
             self._guarded("POST", "/tokenize", self._tokenize),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+        starlette = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await starlette(scope, receive, closing(send) if self._draining else send)
+
+        return app
 
     def _guarded(self, method: str, path: str, handler: Handler) -> Route:
         """Return a route that wants an API key, if the server has any."""
@@ -119,13 +135,12 @@ class Gateway:
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
         entry = {
-            "id": self.model,
             "object": "model",
             "created": self._started,
             "owned_by": "quicksilver",
             "max_model_len": tokenizer.context,
         }
-        await send_json(send, 200, {"object": "list", "data": [entry]})
+        await send_json(send, 200, {"object": "list", "data": [{"id": name} | entry for name in self._names]})
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
@@ -207,7 +222,7 @@ class Gateway:
             return await asyncio.to_thread(proved)
 
     def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self.model:
+        if model is not None and model not in self._names:
             raise ApiError(
                 404, f"There is no model {model!r} here; this server has {self.model!r}.", param="model",
                 code="model_not_found",

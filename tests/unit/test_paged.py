@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from quicksilver import api
-from quicksilver.engines.openvino.graph import SCRATCH_TOKENS
+from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Work
 from quicksilver.engines.openvino.paged import GRAIN, PagedDecoder
+from quicksilver.errors import EngineError
 from quicksilver.nouns import Burst, Recipe, Request, Settings
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.techniques import make
@@ -192,6 +194,71 @@ def test_a_cancelled_sequence_frees_its_blocks_and_the_others_go_on(artifact: Pa
             assert one.over.wait(60)
     assert long.bursts[-1].finish == waiting.bursts[-1].finish == "cancelled"
     assert other.tokens == alone[1]
+
+
+def test_steps_that_are_given_up_change_no_answer(artifact: Path, alone: list[list[int]]) -> None:
+    with opened(artifact, speculation=LOOKUP, max_batched_tokens=64) as decoder:
+        over = threading.Event()
+
+        def disturb() -> None:
+            while not over.wait(0.002):
+                decoder._graph.abort()
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            heard = decode(decoder, *(greedy(prompt) for prompt in PROMPTS))
+        finally:
+            over.set()
+            thread.join()
+    assert [one.tokens for one in heard] == alone
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_read_to_its_end(artifact: Path, alone: list[list[int]]) -> None:
+    with opened(artifact) as decoder:
+        run, abort = decoder._graph.run, decoder._graph.abort
+        aborted = threading.Event()
+
+        def slow(work: Sequence[Work], padding: int = 0) -> Any:
+            if any(len(piece.tokens) > 300 for piece in work):
+                assert aborted.wait(60)
+            return run(work, padding)
+
+        def give_up() -> None:
+            abort()
+            aborted.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoder._graph, "run", slow)
+            patch.setattr(decoder._graph, "abort", give_up)
+            gone, other = Heard(), Heard()
+            number = decoder.submit(greedy(PROMPTS[0] * 20), gone)
+            until(lambda: number in decoder._reading)
+            decoder.submit(greedy(PROMPTS[1]), other)
+            decoder.cancel(number)
+            assert gone.over.wait(60)
+            assert other.over.wait(60)
+    assert aborted.is_set()
+    assert [burst.finish for burst in gone.bursts] == ["cancelled"]
+    assert other.tokens == alone[1]
+
+
+def test_a_cache_is_as_large_as_the_streams_can_use_and_never_larger_than_what_is_free(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tokens(**fields: Any) -> int:
+        with opened(artifact, **fields) as decoder:
+            return decoder._blocks.number * decoder._blocks.tokens
+
+    context = json.loads((artifact / "config.json").read_text())["max_position_embeddings"]
+    assert tokens(kv_cache_gb=0, max_streams=3) == pytest.approx(3 * context, rel=0.05)
+    monkeypatch.setattr("quicksilver.engines.openvino.files.available_memory", lambda: 2_000_000)
+    least = tokens(kv_cache_gb=0.0001)
+    assert least < tokens(kv_cache_gb=0, max_streams=1000) == tokens(kv_cache_gb=5)
+    assert "gets 0.0 GB and not 5" in caplog.text
+    monkeypatch.setattr("quicksilver.engines.openvino.files.available_memory", lambda: 100)
+    with pytest.raises(EngineError, match="holds no block"), opened(artifact, kv_cache_gb=0):
+        pass
 
 
 def test_a_prompt_that_the_cache_can_not_hold_is_refused(artifact: Path) -> None:

@@ -32,7 +32,9 @@ class Settings(Noun):
     threads: Annotated[int, Field(ge=0)] = Field(0, description="inference threads; 0 takes every core")
     max_streams: Annotated[int, Field(ge=1)] = Field(64, description="sequences decoded at once")
     max_batched_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="tokens in one forward pass")
-    kv_cache_gb: Annotated[float, Field(ge=0)] = Field(1.0, description="upper limit of the KV cache, GB")
+    kv_cache_gb: Annotated[float, Field(ge=0)] = Field(
+        0, description="upper limit of the KV cache, GB; 0 is what the streams can use, as far as the machine has room"
+    )
     kv_precision: str = Field("default", description="default, f16, bf16, u8 or u4")
     activation_group_size: Annotated[int, Field(ge=0)] | None = Field(
         None, description="activations that share a scale when they are rounded on the fly; 0 keeps 16 bits"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from quicksilver.hardware import detect
+from quicksilver.hardware import available_memory, detect
 from quicksilver.nouns.artifact import MANIFEST
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Settings
 from quicksilver.sources.home import home, writable
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.5
+"""Of the memory that is free once the model is loaded, for the KV cache: steps and other programs need some, too."""
 
 
 def eos_of(artifact: Path) -> list[int]:
@@ -20,6 +26,29 @@ def eos_of(artifact: Path) -> list[int]:
         if path.is_file() and (value := json.loads(path.read_text()).get("eos_token_id")) is not None:
             return [value] if isinstance(value, int) else list(value)
     return []
+
+
+def context_of(artifact: Path) -> int | None:
+    """Return the tokens of the model's context, as config.json says; None if it doesn't."""
+    path = artifact / "config.json"
+    found = json.loads(path.read_text()).get("max_position_embeddings") if path.is_file() else None
+    return found if isinstance(found, int) else None
+
+
+def cache_bytes(wanted_gb: float, most: int | None = None) -> int:
+    """Return the bytes that a KV cache may take: those wanted, or with 0 `most` of them, as far as the machine has room.
+
+    What the system has free now is all that counts: memory that is promised twice ends in a killed process.
+    """
+    room = int(SHARE * available_memory())
+    wanted = int(wanted_gb * 1e9) if wanted_gb else most
+    if wanted is None or wanted <= room:
+        return room if wanted is None else wanted
+    if wanted_gb:
+        log.warning(
+            "The KV cache gets %.1f GB and not %g: this machine has no more room for it.", room / 1e9, wanted_gb
+        )
+    return room
 
 
 def properties_of(artifact: Path, settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from quicksilver.engines.openvino.files import eos_of, properties_of
+from quicksilver.engines.openvino.files import cache_bytes, eos_of, properties_of
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class GenAiDecoder(Decoder):
 
 def _scheduler(settings: Settings) -> genai.SchedulerConfig:
     scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = max(1, round(settings.kv_cache_gb)) if settings.kv_cache_gb else 0
+    scheduler.cache_size = max(1, round(cache_bytes(settings.kv_cache_gb) / 1e9))
     scheduler.max_num_seqs = settings.max_streams
     scheduler.max_num_batched_tokens = settings.max_batched_tokens
     scheduler.dynamic_split_fuse = True

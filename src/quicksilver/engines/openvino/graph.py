@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,21 @@ class Work:
     """The last tokens whose logits are wanted."""
 
 
-class Graph:
-    """One model, one KV cache."""
+class AbortedError(Exception):
+    """A step was given up before its end."""
 
-    def __init__(self, folder: Path, properties: dict[str, Any], cache_gb: float) -> None:
+
+class Graph:
+    """One model, one KV cache. `cache_bytes` says how large, given the bytes and the tokens of a block."""
+
+    def __init__(self, folder: Path, properties: dict[str, Any], cache_bytes: Callable[[int, int], int]) -> None:
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
         paged_attention_transformation(model)
         _gather_rows(model)
         self._compiled = core.compile_model(model, "CPU", properties)
         self._request = self._compiled.create_infer_request()
+        self._aborted = False
         caches = [port for port in self._compiled.inputs if "_cache." in port.get_any_name()]
         shapes = [[side.get_length() for side in list(port.get_partial_shape())[1:]] for port in caches]
         # Rounded keys have rows for their scales beside those of the tokens; rounded values keep them in each row.
@@ -54,10 +59,11 @@ class Graph:
             for shape, port in zip(shapes, caches, strict=True)
         )
         """Bytes of a block in all layers."""
-        self.blocks = int(cache_gb * 1e9 // self.block_bytes)
+        size = cache_bytes(self.block_bytes, self.block_tokens)
+        self.blocks = size // self.block_bytes
         if self.blocks < 1:
             raise EngineError(
-                f"A KV cache of {cache_gb:g} GB holds no block: one of {self.block_tokens} tokens takes "
+                f"A KV cache of {size / 1e9:g} GB holds no block: one of {self.block_tokens} tokens takes "
                 f"{self.block_bytes / 1e6:.1f} MB."
             )
         scratch = range(self.blocks, self.blocks + -(-SCRATCH_TOKENS // self.block_tokens))
@@ -68,11 +74,18 @@ class Graph:
                 port.get_any_name(), ov.Tensor(port.get_element_type(), ov.Shape([self.blocks + len(scratch), *shape]))
             )
 
+    def abort(self) -> None:
+        """Give up the step that is running, or else the next one; may be called from any thread."""
+        self._aborted = True
+        self._request.cancel()
+
     def run(self, work: Sequence[Work], padding: int = 0) -> NDArray[np.float32]:
         """Compute a step and return the logits that were asked for, (rows, vocabulary). They hold until the next step.
 
         `padding` tokens, up to SCRATCH_TOKENS, are computed besides and dropped: a step of the same shape as the one before
         costs a quarter less than one of a new shape, for which the engine prepares every node.
+
+        Raises AbortedError if it was given up: what it had written is written again by the same step once more.
         """
         if padding > SCRATCH_TOKENS:
             raise ValueError(f"A step can't be padded with {padding} tokens: there is room for {SCRATCH_TOKENS}.")
@@ -103,7 +116,16 @@ class Graph:
         }
         for name, values in inputs.items():
             self._request.set_tensor(name, ov.Tensor(values))
-        self._request.infer()
+        try:
+            if self._aborted:
+                raise AbortedError
+            self._request.infer()
+        except RuntimeError as error:
+            if self._aborted:
+                raise AbortedError from error
+            raise
+        finally:
+            self._aborted = False
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(len(wanted), -1)[:total]
 

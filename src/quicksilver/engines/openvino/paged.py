@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from quicksilver.engines.grammar import Grammars
 from quicksilver.engines.openvino.blocks import Blocks
-from quicksilver.engines.openvino.files import eos_of, properties_of
-from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Graph, Work
+from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, properties_of
+from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, AbortedError, Graph, Work
 from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
 from quicksilver.engines.openvino.sampling import Sampler, log_normaliser
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
@@ -63,7 +64,7 @@ class PagedDecoder(Decoder):
         self._longest = LONGEST if settings.speculation is None else settings.speculation.max_ngram
         self._eos = frozenset(eos_of(artifact))
         self._grammars = Grammars(artifact, self._eos)
-        self._graph = Graph(artifact, properties_of(artifact, settings), settings.kv_cache_gb)
+        self._graph = Graph(artifact, properties_of(artifact, settings), partial(_cache_bytes, artifact, settings))
         self._blocks = Blocks(self._graph.blocks, self._graph.block_tokens, caching=settings.prefix_caching)
         self._confidence = Confidence()
         self._pace = Pace()
@@ -76,6 +77,10 @@ class PagedDecoder(Decoder):
         self._shape = 0, 0
         """Streams and tokens of the last step without prefill."""
         self._shrinks = False
+        self._reading: frozenset[int] = frozenset()
+        """Sequences whose prompt the step at hand computes, if it may be given up for them."""
+        self._aborted = False
+        """Whether the last step was given up."""
         self.drafted = 0
         """Guessed tokens that were checked so far."""
         self.accepted = 0
@@ -103,6 +108,9 @@ class PagedDecoder(Decoder):
 
     def cancel(self, number: int) -> None:
         self._cancelled.append(number)
+        # The step of a long prompt takes seconds: it isn't computed to its end for nobody.
+        if number in self._reading:
+            self._graph.abort()
         self._wake.set()
 
     def stats(self) -> DecoderStats:
@@ -116,6 +124,7 @@ class PagedDecoder(Decoder):
 
     def close(self) -> None:
         self._closing = True
+        self._graph.abort()
         self._wake.set()
         self._thread.join()
 
@@ -190,7 +199,16 @@ class PagedDecoder(Decoder):
         begun = time.perf_counter()
         total = sum(len(piece.tokens) for _, piece, _ in work)
         padding = self._padding(len(work), total) if decoding else 0
-        logits = self._graph.run([piece for _, piece, _ in work], padding)
+        # Never twice in a row: who comes and goes again must not hold up the others for good.
+        self._reading = frozenset(s.number for s, _, _ in work if not s.decoding) if not self._aborted else frozenset()
+        try:
+            logits = self._graph.run([piece for _, piece, _ in work], padding)
+        except AbortedError:
+            self._aborted = True
+            return
+        finally:
+            self._reading = frozenset()
+        self._aborted = False
         self._give_out(work, logits)
         if decoding:
             extra = total + padding - len(work)
@@ -348,3 +366,10 @@ class PagedDecoder(Decoder):
             block = sequence.blocks[sequence.noted]
             sequence.prefix = self._blocks.note(block, sequence.prefix, sequence.tokens[start : start + size])
             sequence.noted += 1
+
+
+def _cache_bytes(artifact: Path, settings: Settings, block_bytes: int, block_tokens: int) -> int:
+    """Return how large the KV cache is: as many blocks as the streams fill with the longest context, if there is room."""
+    context = context_of(artifact)
+    most = None if context is None else settings.max_streams * -(-context // block_tokens) * block_bytes
+    return cache_bytes(settings.kv_cache_gb, most)

@@ -199,8 +199,9 @@ class PagedDecoder(Decoder):
         begun = time.perf_counter()
         total = sum(len(piece.tokens) for _, piece, _ in work)
         padding = self._padding(len(work), total) if decoding else 0
-        # Never twice in a row: who comes and goes again must not hold up the others for good.
-        self._reading = frozenset(s.number for s, _, _ in work if not s.decoding) if not self._aborted else frozenset()
+        # Never twice in a row if others lose by it: who comes and goes must not hold them up for good.
+        if len(work) == 1 or not self._aborted:
+            self._reading = frozenset(sequence.number for sequence, _, _ in work if not sequence.decoding)
         try:
             logits = self._graph.run([piece for _, piece, _ in work], padding)
         except AbortedError:

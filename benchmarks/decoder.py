@@ -61,7 +61,9 @@ def main() -> int:
     return 0
 
 
-def drive(decoder: Decoder, prompts: Sequence[list[int]], concurrency: int, *, tokens: int) -> float:
+def drive(
+    decoder: Decoder, prompts: Sequence[list[int]], concurrency: int, *, tokens: int, ignore_eos: bool = False
+) -> float:
     """Keep `concurrency` sequences running until the prompts are used up, and return tokens per second."""
     todo: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for prompt in prompts:
@@ -81,7 +83,7 @@ def drive(decoder: Decoder, prompts: Sequence[list[int]], concurrency: int, *, t
                 if burst.finish is not None:
                     over.set()
 
-            decoder.submit(Request(prompt=prompt, max_tokens=tokens), hear)
+            decoder.submit(Request(prompt=prompt, max_tokens=tokens, ignore_eos=ignore_eos), hear)
             over.wait()
 
     threads = [threading.Thread(target=stream) for _ in range(concurrency)]

@@ -17,6 +17,8 @@ JOBS = {
     "light": [str(HERE / "light.py")],
     "speedup": [str(HERE / "speedup.py"), *map(str, RECIPES)],
     "decoder": [str(HERE / "decoder.py")],
+    "gateway": [str(HERE / "gateway.py"), str(RECIPES[0])],
+    "soak": [str(HERE / "soak.py"), str(RECIPES[0])],
     "main_job": [str(HERE / "main_job.py")],
 }
 
@@ -37,8 +39,9 @@ def main() -> int:
 
 def figures() -> str:
     """Return the README's figures in Markdown, from the results kept."""
-    speedup, light, decoder, job = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("speedup", "light", "decoder", "main_job")
+    speedup, light, decoder, gateway, soak, job = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("speedup", "light", "decoder", "gateway", "soak", "main_job")
     )
     lines = [
         "| recipe | tokens/s, 1 stream | against as-is | tokens/s, 8 streams | against as-is | quality loss |",
@@ -63,6 +66,21 @@ def figures() -> str:
             "Without speculation and without HTTP our decoder gives "
             + " and ".join(f"{_ranged(figure, 2)}x at {load}" for load, figure in decoder["ratio"].items())
             + f" of what OpenVINO GenAI's own pipeline gives with the same artefact. Commit {decoder['commit']}, {decoder['time']}."
+        ),
+        "",
+        (
+            "Over HTTP the endpoint gives "
+            + " and ".join(f"{_ranged(figure, 3)}x at {load}" for load, figure in gateway["ratio"].items())
+            + " of what the same decoder gives in the caller's own process, and adds "
+            f"{_ranged(gateway['ttft_ms']['added'], 1)} ms to the first token of {gateway['ttft_ms']['in process']:.0f} ms at one stream. "
+            f"Commit {gateway['commit']}, {gateway['time']}."
+        ),
+        "",
+        (
+            f"{soak['requests']} requests in {soak['minutes']:.0f} minutes, of which {sum(soak['statuses']['malformed'].values())} were malformed, "
+            f"{sum(soak['statuses']['cancelled'].values())} cancelled at random moments and {sum(soak['statuses']['burst'].values())} in bursts of 200: "
+            f"{len(soak['faults'])} faults, nothing left behind, and memory within {soak['memory_mb']['moved']:.1%} over the last half. "
+            f"Commit {soak['commit']}, {soak['time']}."
         ),
         "",
         (

@@ -50,6 +50,11 @@ class Technique(Noun):
     """Whether the build reads the workload's calibration split."""
     changes_output: ClassVar[bool] = False
     """Whether greedy output may differ from the as-is model's by more than rounding."""
+    lossless: ClassVar[bool] = False
+    """Whether it claims that greedy answers are what they are without it: it changes how a token is come by, never which.
+
+    Such a technique can be switched off by its settings alone; `certify` does that and holds it to its claim.
+    """
     revision: ClassVar[int] = 1
     """Raised when the same fields would build something else than before."""
 

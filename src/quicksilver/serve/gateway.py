@@ -283,7 +283,7 @@ class Gateway:
                 answer = Answer(tokenizer, one, bell, stops=asked.stop, opens=chat, stream=asked.stream)
                 tools = _tool_parser(asked)
                 choices.append(
-                    Choice(tokenizer, answer, index=len(choices), prompt=number, chat=chat, echo=echo, tools=tools)
+                    Choice(tokenizer, answer, asked, index=len(choices), prompt=number, echo=echo, tools=tools)
                 )
         return choices
 

@@ -111,10 +111,10 @@ class Choice:
         self,
         tokenizer: Tokenizer,
         answer: Answer,
+        asked: Sampling,
         *,
         index: int,
         prompt: int,
-        chat: bool,
         echo: str,
         tools: ToolParser | None = None,
     ) -> None:
@@ -123,7 +123,8 @@ class Choice:
         self.prompt = prompt
         """The number of its prompt."""
         self.frames: Frames
-        self._chat = chat
+        self._chat = isinstance(asked, ChatRequest)
+        self._ids = asked.return_tokens_as_token_ids
         self._tokenizer = tokenizer
         self._echo = echo
         self._tools = tools
@@ -214,11 +215,11 @@ class Choice:
         }
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.piece(token).decode(errors="replace")
+        # The parts of a character all read alike: by their ids, in vLLM's form, tokens can be told apart.
+        return f"token_id:{token}" if self._ids else self._tokenizer.piece(token).decode(errors="replace")
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
-        piece = self._tokenizer.piece(token)
-        return {"token": piece.decode(errors="replace"), "logprob": value, "bytes": list(piece)}
+        return {"token": self._text(token), "logprob": value, "bytes": list(self._tokenizer.piece(token))}
 
     def _offsets(self, tokens: Sequence[int]) -> list[int]:
         """Return where each token begins in the text, characters."""

@@ -270,7 +270,6 @@ class Sampling(Wire):
         "min_p": (0, 0.0),
         "priority": (0,),
         "repetition_penalty": (1, 1.0),
-        "return_tokens_as_token_ids": (False,),
         "service_tier": ("auto", "default"),
         "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True,),
@@ -295,6 +294,7 @@ class Sampling(Wire):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_tokens_as_token_ids: bool = False
     # Who asks, and for what: accepted, and of no consequence to an answer.
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -16,6 +16,7 @@ class ChunkedPrefill(Technique):
     needs = frozenset({"whole prefill"})
     takes = frozenset({"whole prefill"})
     gives = frozenset({"chunked prefill"})
+    lossless = True
 
     tokens: Annotated[
         int, Field(ge=16, description="in a forward pass at most; those of running streams come first")

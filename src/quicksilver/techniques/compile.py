@@ -14,6 +14,7 @@ class Compile(Technique):
     needs = frozenset({"engine format", "uncompiled"})
     takes = frozenset({"uncompiled"})
     gives = frozenset({"compiled"})
+    lossless = True
 
     def settings(self) -> Mapping[str, Any]:
         return {"compiled_cache": True}

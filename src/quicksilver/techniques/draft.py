@@ -24,6 +24,7 @@ class Draft(Technique):
     takes = frozenset({"plain decoding"})
     gives = frozenset({"speculation"})
     builds = True
+    lossless = True
 
     model: Path = Field(description="a Hugging Face directory")
     tokens: Annotated[int, Choices(3, 5), Field(ge=1, le=32, description="tokens guessed ahead")] = 4

@@ -14,6 +14,7 @@ class PrefixCaching(Technique):
     needs = frozenset({"no prefix cache"})
     takes = frozenset({"no prefix cache"})
     gives = frozenset({"prefix cache"})
+    lossless = True
 
     def settings(self) -> Mapping[str, Any]:
         return {"prefix_caching": True}

@@ -19,6 +19,7 @@ class PromptLookup(Technique):
     needs = frozenset({"plain decoding"})
     takes = frozenset({"plain decoding"})
     gives = frozenset({"speculation"})
+    lossless = True
 
     tokens: Annotated[
         int, Choices(12), Field(ge=1, le=32, description="tokens guessed ahead at most; fewer where they don't pay")

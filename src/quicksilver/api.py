@@ -14,6 +14,7 @@ from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, unknown
 from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
@@ -42,11 +43,18 @@ class Optimization:
         """The candidate that won; None if nothing meets the limits."""
         return self.result.candidate(self.result.best) if self.result.best else None
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """The winner's certificate; None if `certify` wasn't asked for one."""
+        from quicksilver.bench import report
+
+        return report.certificate_of(self.result, self.folder)
+
     def table(self, *, width: int | None = None) -> Group:
         """Return the table of recipes, for rich to print."""
         from quicksilver.bench import report
 
-        return report.table(self.result, width=width)
+        return report.table(self.result, self.certificate, width=width)
 
     def report(self) -> Path:
         """Return the path of report.html."""
@@ -61,7 +69,7 @@ class Optimization:
     def _repr_html_(self) -> str:
         from quicksilver.bench import report
 
-        return report.notebook_html(self.result)
+        return report.notebook_html(self.result, self.certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +245,48 @@ def benchmark(
         return measure(connect(target, model, api_key_env))
     with serving(target) as endpoint:
         return measure(endpoint)
+
+
+def certify(
+    target: str,
+    workload: str | Path = "hotpotqa",
+    *,
+    prompts: int = 24,
+    streams: int = 4,
+    max_tokens: int = 120,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Certificate, Path]:
+    """Hold the techniques of an artefact that claim to leave greedy answers as they are to it; return the certificate and its file.
+
+    `target` is a folder (an artefact's or a run's) or a key of the store. It is kept in the cache folder under the artefact's key,
+    and by a run as certificate.json, which its report then shows. Raises QuicksilverError, one clear sentence.
+    """
+    from quicksilver.bench import report
+    from quicksilver.bench.certify import certify as carry_out
+    from quicksilver.sources.home import home, writable
+
+    if target.startswith(("http://", "https://")):
+        raise BadInputError(
+            f"{target} is a server, which can't be served without its techniques from here; give an artefact, runs/ID or a key "
+            "of the store."
+        )
+    if min(prompts, streams, max_tokens) < 1:
+        raise BadInputError("A certificate needs at least one prompt, one stream and one token.")
+    artifact = find_artifact(target)
+    path = writable(home() / "certificates") / f"{artifact.key}.json"
+    tell = progress or _silent
+    made = carry_out(
+        artifact,
+        _workload(str(workload), None, seed, None),
+        count=prompts,
+        streams=streams,
+        max_tokens=max_tokens,
+        on_progress=lambda name, done, total, left: tell(Event("certify", name, done, total, left)),
+    )
+    report.write_whole(path, made.model_dump_json(indent=2) + "\n")
+    run = artifact.path.parent
+    return made, report.keep(made, run) if (run / report.RESULT).is_file() else path
 
 
 def plan(recipe: Recipe, workload: str = "hotpotqa", *, accept_licence: bool = False, seed: int = 0) -> planning.Plan:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from quicksilver.bench import certified, findings
 from quicksilver.bench import columns as table_columns
-from quicksilver.bench import findings
 from quicksilver.bench.columns import Cell, Column, Row
 from quicksilver.bench.findings import plain
 from quicksilver.errors import BadInputError, NotEnoughError, QuicksilverError
+from quicksilver.nouns.certificate import CERTIFICATE_VERSION, Certificate
 from quicksilver.nouns.result import RESULT_VERSION, Result
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+CERTIFICATE = "certificate.json"
 RESULT = "result.json"
 REPORT = "report.html"
 MARKS = {"winner": "★", "as-is": "", "over": "✗", "": ""}
@@ -38,8 +40,11 @@ SHORT_HEADS, TIGHT = 112, 92
 """Terminals narrower than this get shorter headers; than that, one space between columns instead of two."""
 
 
-def table(result: Result, *, width: int | None = None) -> Group:
-    """Lay the result out for a terminal of that width (characters; the terminal's own by default)."""
+def table(result: Result, certificate: Certificate | None = None, *, width: int | None = None) -> Group:
+    """Lay the result out for a terminal of that width (characters; the terminal's own by default).
+
+    A `certificate`, here and below, is that of the winner.
+    """
     from rich.console import Console, Group
     from rich.padding import Padding
     from rich.text import Text
@@ -65,6 +70,8 @@ def table(result: Result, *, width: int | None = None) -> Group:
     parts.append(Text(outcome, "bold green" if won else "bold red" if findings.bound(result) or not rows else "bold"))
     if result.why:
         parts.append(Padding(Text(plain(result.why)), (0, 0, 0, 2), expand=False))
+    if standing := certified.standing(result, certificate):
+        parts.append(Padding(Text(plain(standing)), (0, 0, 0, 2), expand=False))
     for group in findings.left_out(result):
         parts.append(Text.assemble(("\n" + group.title, "bold"), (f" ({group.count}): {group.meaning}", "dim")))
         for reason, labels in group.reasons:
@@ -162,12 +169,13 @@ def _legend(columns: Sequence[Column], rows: Sequence[Row], every: Sequence[int]
     return text + (" ! is over a limit." if any(cell.over for row in rows for cell in row.cells) else "")
 
 
-def markdown(result: Result) -> str:
+def markdown(result: Result, certificate: Certificate | None = None) -> str:
     """Write the same table, with all concurrencies, as GitHub-flavoured Markdown."""
     columns = table_columns.columns(result, findings.concurrencies(result))
     won = findings.winner(result)
     lines = [f"**{_md(findings.verdict(result))}**"]
-    lines += ["", _md(result.why)] if result.why else []
+    for words in (result.why, certified.standing(result, certificate)):
+        lines += ["", _md(words)] if words else []
     rows = table_columns.rows(result, columns)
     if rows:
         lines += ["", "| " + " | ".join(["recipe", *(column.title for column in columns)]) + " |"]
@@ -213,7 +221,7 @@ def _remarks(result: Result) -> list[str]:
     return [f"{what}: {text}" for what, text in named if text] + list(result.remarks)
 
 
-def notebook_html(result: Result) -> str:
+def notebook_html(result: Result, certificate: Certificate | None = None) -> str:
     """Write a small table without scripts, for `_repr_html_`."""
     columns = table_columns.columns(result, findings.concurrencies(result))
     cell = 'style="text-align:right;padding:2px 8px;vertical-align:top"'
@@ -226,14 +234,14 @@ def notebook_html(result: Result) -> str:
         for one in row.cells:
             body += f"<td {cell}>{escape(_main(one))}<br><small>{escape(one.sub)}</small></td>"
         body += "</tr>"
-    foot = [result.why, *findings.cautions(result)]
+    foot = [result.why, certified.standing(result, certificate), *findings.cautions(result)]
     foot += [f"{group.title}: {group.count}" for group in findings.left_out(result)]
     whole = f"<table><thead><tr><th scope='col' {name}>recipe</th>{head}</tr></thead><tbody>{body}</tbody></table>"
     notes = "<br>".join(escape(line) for line in foot if line)
     return f"<div><p><b>{escape(findings.verdict(result))}</b></p>{whole if body else ''}<p><small>{notes}</small></p></div>"
 
 
-def html(result: Result) -> str:
+def html(result: Result, certificate: Certificate | None = None) -> str:
     """Write the report as one page that asks for nothing from outside; charts if altair and vl-convert are there."""
     try:
         import jinja2
@@ -267,6 +275,9 @@ def html(result: Result) -> str:
         legend=charts.legend(result),
         charts_missing=missing,
         remarks=_remarks(result),
+        certificate=certificate,
+        certified=certified,
+        standing=certified.standing(result, certificate),
         created=_date(result.created),
         shown_recipe=findings.shown(result),
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
@@ -300,15 +311,34 @@ def _date(created: str) -> str:
 
 def save(result: Result, folder: Path) -> None:
     """Write result.json and report.html, each whole or not at all. Raises BadInputError, NotEnoughError."""
+    # The data first: a report that can't be drawn must not cost the figures.
+    write_whole(folder / RESULT, result.model_dump_json(indent=2) + "\n")
+    write_whole(folder / REPORT, html(result, certificate_of(result, folder)))
+
+
+def keep(certificate: Certificate, folder: Path) -> Path:
+    """Write certificate.json into a run's folder, and its report again; return the path of the former. Raises as `save` does."""
+    write_whole(folder / CERTIFICATE, certificate.model_dump_json(indent=2) + "\n")
+    if (folder / RESULT).is_file():
+        save(load_result(folder), folder)
+    return folder / CERTIFICATE
+
+
+def certificate_of(result: Result, folder: Path) -> Certificate | None:
+    """The certificate of a run's winner, if its folder has one."""
+    found = load_certificate(folder / CERTIFICATE)
+    return found if found is not None and found.label == result.best else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and its folder if it isn't there. Raises BadInputError, NotEnoughError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The data first: a report that can't be drawn must not cost the figures.
-        _write(folder / RESULT, result.model_dump_json(indent=2) + "\n")
-        _write(folder / REPORT, html(result))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, text)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NotEnoughError(f"The disk is full: the report could not be written to {folder}.") from error
-        raise BadInputError(f"The report can't be written to {folder}: {error.strerror or error}.") from error
+            raise NotEnoughError(f"The disk is full: {path.name} could not be written to {path.parent}.") from error
+        raise BadInputError(f"{path.name} can't be written to {path.parent}: {error.strerror or error}.") from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -323,6 +353,15 @@ def _write(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def load_certificate(path: Path) -> Certificate | None:
+    """Read a certificate.json; None if there is none that can be read: it is a part of a report, not its ground."""
+    try:
+        found = Certificate.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if found.version == CERTIFICATE_VERSION else None
 
 
 def load_result(path: Path) -> Result:

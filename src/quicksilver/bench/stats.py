@@ -64,6 +64,15 @@ def mean_figure(values: Sequence[float], *, unit: str = "", seed: int = 0) -> Fi
     return Figure(value=value, low=low, high=high, unit=unit)
 
 
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of at least one trial (Wilson 1927); it means something at none and at all, too."""
+    z = 1.959964
+    share = successes / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == count else middle + half)
+
+
 def itl_ms(sample: Sample) -> list[float]:
     """Return the gaps between an answer's pieces, ms. What arrived in one read is one piece: it leaves no gap."""
     moments = sorted(set(sample.arrivals))

@@ -16,6 +16,7 @@ import click
 from quicksilver import __version__
 from quicksilver.cli.bench import bench
 from quicksilver.cli.build import build
+from quicksilver.cli.certify import certify
 from quicksilver.cli.frame import emit, failed, json_option, log_to_stderr
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.serve import serve
@@ -68,7 +69,7 @@ def cli(context: click.Context, version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (optimize, bench, serve, build, models, workloads, techniques, engines, hardware, store):
+for command in (optimize, bench, certify, serve, build, models, workloads, techniques, engines, hardware, store):
     cli.add_command(command)
 
 

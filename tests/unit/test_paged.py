@@ -7,17 +7,23 @@ import json
 import random
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from quicksilver import api
+from quicksilver.engines.openvino import paged
 from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Work
+from quicksilver.engines.openvino.lookup import Guess
 from quicksilver.engines.openvino.paged import GRAIN, PagedDecoder
+from quicksilver.engines.openvino.sampling import Choice
 from quicksilver.errors import EngineError
 from quicksilver.nouns import Burst, Recipe, Request, Settings
 from quicksilver.sources.home import HOME_VARIABLE
@@ -56,9 +62,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @contextmanager
-def opened(artifact: Path, **fields: Any) -> Iterator[PagedDecoder]:
+def opened(artifact: Path, kind: type[PagedDecoder] = PagedDecoder, **fields: Any) -> Iterator[PagedDecoder]:
     settings = Settings.model_validate({"kv_cache_gb": 0.01, "properties": EXACT} | fields)
-    decoder = PagedDecoder(artifact, settings)
+    decoder = kind(artifact, settings)
     try:
         yield decoder
         until(lambda: decoder.blocks_used == 0)
@@ -281,3 +287,83 @@ def test_closing_ends_what_runs(artifact: Path) -> None:
         decoder.close()
         decoder.close()
     assert heard.bursts[-1].finish == "cancelled"
+
+
+WORDS = (10, 11, 12, 13)
+"""The only tokens that are drawn below, so that there are few different answers; the prompt has them, so that they are guessed."""
+DRAWS = 4000
+FAIR = 0.001
+"""P-value from which two distributions pass for one."""
+
+
+class Partial(PagedDecoder):
+    """Takes a guess whatever was drawn, in a share of the cases."""
+
+    share = 0.0
+
+    def _emit(self, sequence: Any, rows: Any, ids: list[int], guess: Guess | None) -> None:
+        honest, coin = sequence.sampler.choose, random.Random(100 * sequence.number + sequence.generated)
+        guessed = iter(guess.tokens if guess is not None else ())
+
+        def choose(row: Any, given: int) -> Choice:
+            choice, token = honest(row, given), next(guessed, None)
+            return Choice(token) if token is not None and coin.random() < self.share else choice
+
+        sequence.sampler.choose = choose
+        super()._emit(sequence, rows, ids, guess)
+        sequence.sampler.choose = honest
+
+
+def drawn(decoder: PagedDecoder, first_seed: int) -> Counter[tuple[int, ...]]:
+    """How often each answer of four tokens comes: the first is never guessed, the next two are, together or one by one."""
+
+    def request(seed: int, tokens: int) -> Request:
+        prompt, bias = random.Random(5).choices(WORDS, k=24), dict.fromkeys(WORDS, 100.0)
+        return greedy(prompt, tokens, temperature=3.0, seed=seed, logit_bias=bias)
+
+    decode(decoder, request(0, 16))  # it guesses only once it has seen a step without prefill
+    heard = decode(decoder, *(request(first_seed + n, 4) for n in range(DRAWS)))
+    return Counter(tuple(one.tokens) for one in heard)
+
+
+def likeness(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -> float:
+    """The p-value of a G-test of homogeneity; answers that are rare in both share a cell."""
+    common = [answer for answer in one | other if one[answer] + other[answer] >= 10]
+    cells = [[counts[a] for a in common] + [DRAWS - sum(counts[a] for a in common)] for counts in (one, other)]
+    return float(stats.chi2_contingency(np.array(cells), lambda_="log-likelihood").pvalue)
+
+
+@pytest.fixture
+def _everything_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pays depends on how fast the machine is."""
+
+    def every(chances: Sequence[Sequence[float]], *_: float, **__: int) -> list[int]:
+        return [len(row) for row in chances]
+
+    monkeypatch.setattr(paged, "worthwhile", every)
+
+
+@pytest.fixture(scope="module")
+def unguessed(artifact: Path) -> Counter[tuple[int, ...]]:
+    with opened(artifact) as decoder:
+        return drawn(decoder, 0)
+
+
+@pytest.mark.usefixtures("_everything_is_guessed")
+def test_sampling_keeps_its_distribution_under_guesses(artifact: Path, unguessed: Counter[tuple[int, ...]]) -> None:
+    with opened(artifact, speculation=LOOKUP) as decoder:
+        guessed = drawn(decoder, DRAWS)  # with the same seeds the very answers would be the same
+        assert decoder.drafted > 2 * DRAWS
+        assert 0.1 < decoder.accepted / decoder.drafted < 0.9
+    assert len(unguessed) > 100
+    assert likeness(unguessed, guessed) > FAIR
+
+
+@pytest.mark.usefixtures("_everything_is_guessed")
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_a_rule_that_favours_guesses_does_not_pass_for_one_that_keeps_the_distribution(
+    artifact: Path, unguessed: Counter[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(Partial, "share", share)
+    with opened(artifact, Partial, speculation=LOOKUP) as decoder:
+        assert likeness(unguessed, drawn(decoder, DRAWS)) < FAIR

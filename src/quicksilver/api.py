@@ -174,6 +174,7 @@ def optimize(
     with run.watching():
         result = carry_out(search, given)
     keep_artifact(search, result)
+    _recall_certificate(result, run.folder)
     report.save(result, run.folder)
     return Optimization(result, run.folder)
 
@@ -264,7 +265,7 @@ def certify(
     """
     from quicksilver.bench import report
     from quicksilver.bench.certify import certify as carry_out
-    from quicksilver.sources.home import home, writable
+    from quicksilver.sources.home import writable
 
     if target.startswith(("http://", "https://")):
         raise BadInputError(
@@ -274,7 +275,8 @@ def certify(
     if min(prompts, streams, max_tokens) < 1:
         raise BadInputError("A certificate needs at least one prompt, one stream and one token.")
     artifact = find_artifact(target)
-    path = writable(home() / "certificates") / f"{artifact.key}.json"
+    path = _certificate_path(artifact)
+    writable(path.parent)
     tell = progress or _silent
     made = carry_out(
         artifact,
@@ -365,6 +367,23 @@ def find_artifact(target: str) -> Artifact:
     if path.exists() or "/" in target:
         return Artifact.open(path)
     return Artifact.open(store.path(store.resolve(target)))
+
+
+def _certificate_path(artifact: Artifact) -> Path:
+    from quicksilver.sources.home import home
+
+    return home() / "certificates" / f"{artifact.key}.json"
+
+
+def _recall_certificate(result: Result, folder: Path) -> None:
+    """Put the certificate that the winner has from another run into a run's folder, if it was made here with the same tools."""
+    from quicksilver.bench import report
+
+    if result.best is None or not (folder / "artifact").is_dir():
+        return
+    found = report.load_certificate(_certificate_path(Artifact.open(folder)))
+    if found is not None and found.tools == result.tools and found.hardware.cpu == result.hardware.cpu:
+        report.keep(found, folder)
 
 
 def _rebased(recipe: Recipe, model: Model, engine: str, *, accept_licence: bool) -> Recipe:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from compare import check
 from rich.console import Console
-from variants import golden
+from variants import certificate, golden
 
 from quicksilver.bench import report
 
@@ -14,7 +14,7 @@ from quicksilver.bench import report
 def printed(width: int) -> str:
     """The table as a terminal without colour shows it."""
     console = Console(file=io.StringIO(), width=width, no_color=True, color_system=None, legacy_windows=False)
-    console.print(report.table(golden(), width=width))
+    console.print(report.table(golden(), certificate(), width=width))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
@@ -68,14 +68,14 @@ def test_table(width: int) -> None:
 
 
 def test_markdown() -> None:
-    check("report.md", report.markdown(golden()))
+    check("report.md", report.markdown(golden(), certificate()))
 
 
 def test_notebook() -> None:
-    check("notebook.html", report.notebook_html(golden()) + "\n")
+    check("notebook.html", report.notebook_html(golden(), certificate()) + "\n")
 
 
 def test_page() -> None:
     outline = Outline()
-    outline.feed(report.html(golden()))
+    outline.feed(report.html(golden(), certificate()))
     check("report.outline.txt", "\n".join(outline.lines) + "\n")

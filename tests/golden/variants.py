@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from quicksilver.bench.report import load_result
-from quicksilver.nouns import Candidate, Result
+from quicksilver.bench.report import load_certificate, load_result
+from quicksilver.nouns import Candidate, Certificate, Result
 
 GOLDEN = Path(__file__).parent
 EVIL = "int8 <script>alert('x')</script> & \"q\" | [red]`b`[/red] \x1b[31m"
@@ -15,6 +15,13 @@ EVIL = "int8 <script>alert('x')</script> & \"q\" | [red]`b`[/red] \x1b[31m"
 def golden() -> Result:
     """The fixed result: a winner, the as-is model, recipes over the limit, failed, screened and left out."""
     return load_result(GOLDEN / "result.json")
+
+
+def certificate() -> Certificate:
+    """The fixed certificate of the fixed result's winner."""
+    found = load_certificate(GOLDEN / "certificate.json")
+    assert found is not None
+    return found
 
 
 def one_concurrency() -> Result:

@@ -318,7 +318,7 @@ def test_page_without_the_chart_libraries_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_save_and_load_are_inverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "html", lambda result: "drawn by other tests")
+    monkeypatch.setattr(report, "html", lambda *_: "drawn by other tests")
     for name in ALL:
         result = getattr(variants, name)()
         report.save(result, tmp_path / name)
@@ -334,7 +334,7 @@ def test_save_replaces_whole_files_and_keeps_the_data_if_drawing_fails(
     before = (tmp_path / "report.html").read_text()
     assert before == page("golden")
 
-    def broken(result: Result) -> None:
+    def broken(*_: Any) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(report, "html", broken)
@@ -385,3 +385,28 @@ def test_load_says_what_is_wrong(tmp_path: Path, content: str | bytes | None, wo
         report.load_result(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_winner_is_called_lossless_only_by_its_certificate() -> None:
+    bare, certified = variants.golden(), variants.certificate()
+    asked = "quicksilver certify runs/20261123-140209-smollm2-hotpotqa"
+    for face in (report.html, report.markdown, report.notebook_html):
+        assert asked in face(bare).replace("\\", "")
+        assert "ossless" not in face(bare)
+        assert "Lossless up to near ties" in face(bare, certified)
+        assert asked not in face(bare, certified)
+    assert "ossless" not in printed(bare)
+    assert asked not in report.html(variants.no_winner())
+
+
+def test_a_certificate_stands_in_the_report_of_the_run_that_has_it(tmp_path: Path) -> None:
+    report.save(variants.golden(), tmp_path)
+    kept = report.keep(variants.certificate(), tmp_path)
+    assert report.load_certificate(kept) == variants.certificate()
+    assert "Lossless up to near ties" in (tmp_path / "report.html").read_text()
+    other = variants.certificate().model_copy(update={"label": "int8"})
+    report.keep(other, tmp_path)  # of an artefact that isn't the winner
+    assert "Lossless" not in (tmp_path / "report.html").read_text()
+    kept.write_text("{")
+    report.save(variants.golden(), tmp_path)
+    assert "Lossless" not in (tmp_path / "report.html").read_text()

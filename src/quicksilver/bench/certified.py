@@ -39,16 +39,16 @@ def outcome(certificate: Certificate) -> str:
 
 def standing(result: Result, certificate: Certificate | None) -> str:
     """Whether a result's winner may be called lossless; nothing if none of its techniques claims to be."""
-    best = winner(result)
-    named = [str(t.get("name")) for t in best.recipe.get("techniques", ())] if best is not None else []
-    claims = [name for name in named if name in techniques.names() and techniques.find(name).lossless]
     if certificate is not None:
         return f"{outcome(certificate)} {_beside(certificate)}"
+    best = winner(result)
+    named = [str(t.get("technique")) for t in best.recipe.get("techniques", ())] if best is not None else []
+    claims = [name for name in named if name in techniques.names() and techniques.find(name).lossless]
     if not claims:
         return ""
     return (
-        f"{_listed(claims).capitalize()} should leave answers as they are without; whether that holds here isn't certified: "
-        f"`quicksilver certify runs/{result.id}` puts it to the test."
+        f"Whether {_listed(claims)} left the greedy answers as they are without isn't certified; `quicksilver certify "
+        f"runs/{result.id}` puts it to the test."
     )
 
 
@@ -90,6 +90,11 @@ def differences(certificate: Certificate) -> list[tuple[str, Difference]]:
 def gap(value: float | None) -> str:
     """A gap as text."""
     return "not among the likeliest" if value is None else f"{value:.3f}"
+
+
+def token(text: str) -> str:
+    """A token as text, with what can't be seen."""
+    return text if text in ("(end)", "(cut off)") else repr(text)
 
 
 def _beside(certificate: Certificate) -> str:

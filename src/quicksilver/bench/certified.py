@@ -65,8 +65,8 @@ def terms(certificate: Certificate) -> str:
         "with one that has none of these techniques. The control has none either, but another number of streams: its differences "
         "are what rounding does by itself, since steps of another shape add up in another order. First at: the token at which "
         "answers first differ, median and earliest. Gap: how far the reference's likeliest token leads the other one there, median "
-        f"and most. Up to {certificate.near_tie:g} (four steps of a 16-bit logit of 16 to 32) it is a near tie. Over that the reference "
-        "reads the same text once more, in a step of another shape, and where it is as sure then it is a fault. Drift: how far "
+        f"and most. Up to {certificate.near_tie:g}, as far as rounding alone was seen to tip a choice, it is a near tie. Over that the "
+        "reference reads the same text once more, in a step of another shape, and where it is as sure then it is a fault. Drift: how far "
         "log-probabilities of the same tokens are apart (99th percentile)."
     )
 
@@ -105,7 +105,7 @@ def _beside(certificate: Certificate) -> str:
             f"Without any of it answers are the same with {streams(control.streams)} instead of {certificate.streams}."
         )
     return (
-        f"Nor are answers without any of it always the same: with {streams(control.streams)} instead of {certificate.streams} "
+        f"Nor are answers without any of it always the same: with {streams(control.streams)} instead of {certificate.streams}, "
         f"{control.identical} of {control.prompts} are."
     )
 

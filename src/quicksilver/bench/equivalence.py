@@ -14,8 +14,8 @@ from quicksilver.nouns.certificate import Difference, Trial, Verdict
 from quicksilver.nouns.score import Figure
 
 NEAR_TIE = 0.5
-"""Nats. A 16-bit logit of 16 to 32 is a multiple of 0.125, and one server's answers part at up to twice that by how requests
-happen to be batched, with no technique at all: this is twice that (docs/concepts/equivalence.md)."""
+"""Nats. A 16-bit logit of 16 to 32 is a multiple of 0.125, and with no technique at all one server's answers part at gaps of up to
+0.5, by how many requests run beside them (docs/decisions/0010-certificate.md)."""
 ROUNDING = 1e-6
 """Nats that are lost between a logit and the difference of two log-probabilities."""
 END = -1

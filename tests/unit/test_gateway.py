@@ -355,6 +355,19 @@ def test_chat_logprobs_give_the_bytes_of_each_token(puppet: tuple[Puppet, Endpoi
     assert all(entry["top_logprobs"][0]["token"] == entry["token"] for entry in entries)
 
 
+def test_tokens_can_be_told_by_their_ids(puppet: tuple[Puppet, Endpoint], tokenizer: Tokenizer) -> None:
+    decoder, endpoint = puppet
+    ids = tokenizer.encode("你 a", special=False)
+    decoder.script = bursts(ids, 2)
+    asked = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+    entries = ask(endpoint, "/chat/completions", CHAT | asked)["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in entries] == [f"token_id:{number}" for number in ids]
+    assert [entry["top_logprobs"][0]["token"] for entry in entries] == [f"token_id:{number}" for number in ids]
+    body = {"prompt": "x", "logprobs": 1, "return_tokens_as_token_ids": True}
+    told = ask(endpoint, "/completions", body)["choices"][0]["logprobs"]
+    assert told["tokens"] == [[*row][0] for row in told["top_logprobs"]] == [f"token_id:{number}" for number in ids]
+
+
 def test_the_likeliest_tokens_are_told_and_the_chosen_one_with_them(endpoint: Endpoint) -> None:
     body = {"prompt": "The river is", "logprobs": 3, "max_tokens": 20, "temperature": 1.5, "seed": 2}
     found = ask(endpoint, "/completions", body)["choices"][0]["logprobs"]

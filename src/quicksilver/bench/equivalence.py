@@ -15,7 +15,7 @@ from quicksilver.nouns.score import Figure
 
 NEAR_TIE = 0.5
 """Nats. A 16-bit logit of 16 to 32 is a multiple of 0.125, and with no technique at all one server's answers part at gaps of up to
-0.5, by how many requests run beside them (docs/decisions/0010-certificate.md)."""
+0.5, by how many requests run beside them (docs/decisions/0009-certificate.md)."""
 ROUNDING = 1e-6
 """Nats that are lost between a logit and the difference of two log-probabilities."""
 END = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from quicksilver.serve.gateway import Gateway
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.sources.text import Tokenizer
 from quicksilver.techniques import make
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "golden"))
+import variants
 
 SUPPORT = str(Path(__file__).parents[2] / "examples" / "workloads" / "support.jsonl")
 RUN = Conditions("prompt-lookup", 4, exercised=True)
@@ -217,6 +221,23 @@ def test_one_that_breaks_it_is_lossless_up_to_near_ties_or_not_at_all(
     assert made.control.verdict == "identical"
     assert [d.position for d in made.techniques[0].differences] == [3] * 4
     assert [d.gap for d in made.techniques[0].differences] == pytest.approx([gap] * 4, abs=0.01)
+
+
+def test_a_later_run_that_chooses_the_same_artefact_has_its_certificate(
+    artifact: Artifact, engine: InProcess, tmp_path: Path
+) -> None:
+    made, path = api.certify(artifact.key, SUPPORT, prompts=2, streams=1, max_tokens=4)
+    assert path == api._certificate_path(artifact)
+    (tmp_path / "artifact").symlink_to(artifact.path)
+    result = variants.golden().model_copy(
+        update={"best": artifact.label, "tools": made.tools, "hardware": made.hardware}
+    )
+    api._recall_certificate(result.model_copy(update={"tools": made.tools | {"engine": "another"}}), tmp_path)
+    assert not (tmp_path / "certificate.json").exists()
+    api._recall_certificate(result, tmp_path)
+    found = api.Optimization(result, tmp_path)
+    assert found.certificate == made
+    assert "Lossless on these prompts" in found._repr_html_()
 
 
 def test_an_engine_without_log_probabilities_is_told_so(

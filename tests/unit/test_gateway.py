@@ -365,7 +365,9 @@ def test_tokens_can_be_told_by_their_ids(puppet: tuple[Puppet, Endpoint], tokeni
     assert [entry["top_logprobs"][0]["token"] for entry in entries] == [f"token_id:{number}" for number in ids]
     body = {"prompt": "x", "logprobs": 1, "return_tokens_as_token_ids": True}
     told = ask(endpoint, "/completions", body)["choices"][0]["logprobs"]
-    assert told["tokens"] == [[*row][0] for row in told["top_logprobs"]] == [f"token_id:{number}" for number in ids]
+    assert (
+        told["tokens"] == [next(iter(row)) for row in told["top_logprobs"]] == [f"token_id:{number}" for number in ids]
+    )
 
 
 def test_the_likeliest_tokens_are_told_and_the_chosen_one_with_them(endpoint: Endpoint) -> None:

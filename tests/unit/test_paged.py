@@ -317,12 +317,9 @@ class Partial(PagedDecoder):
 def drawn(decoder: PagedDecoder, first_seed: int) -> Counter[tuple[int, ...]]:
     """How often each answer of four tokens comes: the first is never guessed, the next two are, together or one by one."""
 
-    def request(seed: int, tokens: int) -> Request:
-        prompt, bias = random.Random(5).choices(WORDS, k=24), dict.fromkeys(WORDS, 100.0)
-        return greedy(prompt, tokens, temperature=3.0, seed=seed, logit_bias=bias)
-
-    decode(decoder, request(0, 16))  # it guesses only once it has seen a step without prefill
-    heard = decode(decoder, *(request(first_seed + n, 4) for n in range(DRAWS)))
+    prompt, bias = random.Random(5).choices(WORDS, k=24), dict.fromkeys(WORDS, 100.0)
+    seeds = range(first_seed, first_seed + DRAWS)
+    heard = decode(decoder, *(greedy(prompt, 4, temperature=3.0, seed=seed, logit_bias=bias) for seed in seeds))
     return Counter(tuple(one.tokens) for one in heard)
 
 

@@ -155,7 +155,7 @@ def certify(
         techniques=tuple(trials[: len(alone)]),
         together=trials[-1] if len(trials) > len(alone) else None,
         verdict=equivalence.overall(trials),
-        remarks=tuple(_remarks(floor, trials[: len(alone)], longest)),
+        remarks=tuple(_remarks(floor, trials, longest)),
         seconds=round(time.monotonic() - begun, 1),
     )
 
@@ -240,6 +240,12 @@ def _remarks(control: Trial, trials: Sequence[Trial], longest: int) -> list[str]
             found.append(f"{trial.name} had nothing to do here, so nothing is proved of it{_why_idle(trial, longest)}.")
         elif trial.exercised is None:
             found.append(f"The server doesn't tell how much {trial.name} did.")
+        again = sum(d.near_tie and d.gap_read is not None for d in trial.differences)
+        if again:
+            found.append(
+                f"With {trial.name} {again} of {len(trial.differences)} places where answers part are over "
+                f"{equivalence.NEAR_TIE:g} nats in the reference run, and near ties where it reads the same text again."
+            )
     if control.verdict == "fault":
         found.append(
             "With none of the techniques answers part by more than a near tie, too, when other requests run beside them: what "

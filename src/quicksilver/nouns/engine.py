@@ -41,7 +41,7 @@ class Settings(Noun):
     )
     prefix_caching: bool = False
     speculation: Speculation | None = None
-    compiled_cache: bool = Field(False, description="load the graph compiled ahead of time")
+    compiled_cache: bool = Field(True, description="keep the compiled graph from one start to the next")
     properties: Mapping[str, str | int | float | bool] = Field(
         default_factory=dict, description="handed to the engine as they are"
     )

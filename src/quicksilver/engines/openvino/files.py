@@ -7,11 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from quicksilver.hardware import available_memory, detect
-from quicksilver.nouns.artifact import MANIFEST
-from quicksilver.nouns.base import content_hash
+from quicksilver.hardware import available_memory
 from quicksilver.nouns.engine import Settings
-from quicksilver.sources.home import home, writable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ def cache_bytes(wanted_gb: float, most: int | None = None) -> int:
     return room
 
 
-def properties_of(artifact: Path, settings: Settings) -> dict[str, Any]:
+def properties_of(settings: Settings) -> dict[str, Any]:
     """Return the properties that a graph is compiled with."""
     properties: dict[str, Any] = dict(settings.properties)
     if settings.threads:
@@ -60,16 +57,4 @@ def properties_of(artifact: Path, settings: Settings) -> dict[str, Any]:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group_size
     if settings.kv_precision != "default":
         properties["KV_CACHE_PRECISION"] = settings.kv_precision
-    if settings.compiled_cache:
-        properties["CACHE_DIR"] = str(_compiled_folder(artifact))
     return properties
-
-
-def _compiled_folder(artifact: Path) -> Path:
-    """Return where the compiled graph of an artefact is kept: apart from it, since the engine adds files as it likes.
-
-    The engine's own key is the graph, its properties and version; the folder's name adds the instruction set.
-    """
-    manifest = artifact / MANIFEST
-    key = json.loads(manifest.read_text())["key"] if manifest.is_file() else artifact.name
-    return writable(home() / "compiled" / f"{key}-{content_hash(detect().isa)}")

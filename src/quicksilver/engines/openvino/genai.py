@@ -48,7 +48,7 @@ class GenAiDecoder(Decoder):
     def __init__(self, artifact: Path, settings: Settings) -> None:
         self._speculation = settings.speculation
         self._eos = eos_of(artifact)
-        properties = properties_of(artifact, settings)
+        properties = properties_of(settings)
         if settings.speculation is not None and settings.speculation.draft is not None:
             properties["draft_model"] = genai.draft_model(str(artifact / settings.speculation.draft), "CPU")
         self._pipeline = genai.ContinuousBatchingPipeline(str(artifact), _scheduler(settings), "CPU", properties)

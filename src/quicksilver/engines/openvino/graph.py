@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13
-from openvino._offline_transformations import paged_attention_transformation
 
+from quicksilver.engines.openvino.compiled import open_graph
+from quicksilver.engines.openvino.rewrite import ROWS
 from quicksilver.errors import EngineError
 
-ROWS = "sampled_tokens_indices"
 SCRATCH_TOKENS = 64
 """Tokens that a step can be padded with."""
 
@@ -41,12 +40,10 @@ class AbortedError(Exception):
 class Graph:
     """One model, one KV cache. `cache_bytes` says how large, given the bytes and the tokens of a block."""
 
-    def __init__(self, folder: Path, properties: dict[str, Any], cache_bytes: Callable[[int, int], int]) -> None:
-        core = ov.Core()
-        model = core.read_model(folder / "openvino_model.xml")
-        paged_attention_transformation(model)
-        _gather_rows(model)
-        self._compiled = core.compile_model(model, "CPU", properties)
+    def __init__(
+        self, folder: Path, properties: dict[str, Any], cache_bytes: Callable[[int, int], int], *, keep: bool = False
+    ) -> None:
+        self._compiled = open_graph(folder, properties, keep=keep)
         self._request = self._compiled.create_infer_request()
         self._aborted = False
         caches = [port for port in self._compiled.inputs if "_cache." in port.get_any_name()]
@@ -128,20 +125,3 @@ class Graph:
             self._aborted = False
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(len(wanted), -1)[:total]
-
-
-def _gather_rows(model: ov.Model) -> None:
-    """Let the caller choose the tokens whose logits are computed: of a prompt, only the last is of use."""
-    last = model.outputs[0].get_node().input_value(0).get_node()
-    while last.get_type_name() != "MatMul":
-        if last.get_type_name() not in ("Convert", "Multiply", "Divide", "Tanh", "Add"):
-            raise EngineError(f"This model's logits come from {last.get_type_name()}, which isn't understood.")
-        last = last.input_value(0).get_node()
-    rows = opset13.parameter([-1], ov.Type.i64, name=ROWS)
-    rows.output(0).get_tensor().set_names({ROWS})
-    hidden = last.input_value(0)
-    # Tokens come first, (tokens, 1, width).
-    gathered = opset13.gather(hidden, rows, opset13.constant(0, dtype=np.int64))
-    last.input(0).replace_source_output(gathered.output(0))
-    model.add_parameters([rows])
-    model.validate_nodes_and_infer_types()

@@ -64,7 +64,8 @@ class PagedDecoder(Decoder):
         self._longest = LONGEST if settings.speculation is None else settings.speculation.max_ngram
         self._eos = frozenset(eos_of(artifact))
         self._grammars = Grammars(artifact, self._eos)
-        self._graph = Graph(artifact, properties_of(artifact, settings), partial(_cache_bytes, artifact, settings))
+        size = partial(_cache_bytes, artifact, settings)
+        self._graph = Graph(artifact, properties_of(settings), size, keep=settings.compiled_cache)
         self._blocks = Blocks(self._graph.blocks, self._graph.block_tokens, caching=settings.prefix_caching)
         self._confidence = Confidence()
         self._pace = Pace()

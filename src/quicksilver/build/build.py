@@ -59,6 +59,7 @@ def build(plan: Plan, *, say: Progress = lambda _: None, log: Path | None = None
     with store.locked(plan.key):
         if not store.has(plan.key):
             _assemble(plan, before)
+            _compile(plan, say, log)
     return Artifact.open(store.path(plan.key))
 
 
@@ -200,6 +201,20 @@ def _assemble(plan: Plan, weights: str) -> None:
     with store.new(plan.key, facts, source=weights) as target, writing(home()):
         link_all(store.path(weights), target, but=(MANIFEST, GRID_FILE))
         (target / RECIPE).write_text(json.dumps(document, indent=1))
+
+
+def _compile(plan: Plan, say: Progress, log: Path | None) -> None:
+    """Let the engine compile the artefact, for a recipe that says so: with the settings of all its techniques."""
+    recipe = plan.recipe
+    label = next((technique.label for technique in recipe.techniques if "compiled" in technique.gives), None)
+    if label is None:
+        return
+    say(f"{label}: for this machine")
+    folder = str(store.path(plan.key))
+    settings = recipe.effective_settings().model_dump(mode="json")
+    job = {"label": label, "engine": recipe.engine, "compile": settings, "source": folder, "target": folder}
+    with tempfile.TemporaryDirectory() as scratch:
+        _work(job, Path(scratch), say, log)
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:

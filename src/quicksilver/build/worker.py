@@ -18,6 +18,7 @@ from typing import Any
 
 from quicksilver import engines, techniques
 from quicksilver.errors import BuildError, NotEnoughError, QuicksilverError, said
+from quicksilver.nouns.engine import Settings
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.technique import Step
 from quicksilver.nouns.workload import Prompt
@@ -97,9 +98,12 @@ def _peak_memory_mb() -> float:
 
 
 def run(job: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Do one job: the import of a GGUF, or a technique's build step."""
+    """Do one job: the import of a GGUF, a technique's build step, or the compilation of an artefact."""
     target = Path(job["target"])
     source = Path(job["source"])
+    if "compile" in job:
+        engines.find(job["engine"]).compile(source, Settings.model_validate(job["compile"]))
+        return
     if job["technique"] is None:
         gguf.convert(source, target)
         if gguf_grid.has_grid(source):

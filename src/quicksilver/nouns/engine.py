@@ -179,6 +179,9 @@ class Engine(ABC):
     ) -> AbstractContextManager[Endpoint]:
         """Serve an artefact on loopback until the context ends; port 0 takes a free one."""
 
+    def compile(self, artifact: Path, settings: Settings) -> None:  # noqa: B027  nothing is a fair way to do it
+        """Do ahead of time, in a process of its own, what the first start would do once for all. Not every engine has such."""
+
     def open(self, artifact: Path, settings: Settings) -> Decoder:
         """Open an artefact inside this process, for engines that the gateway embeds."""
         raise TypeError(f"The engine {self.name!r} is not embedded: it runs as a server of its own.")

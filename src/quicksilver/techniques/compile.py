@@ -1,4 +1,4 @@
-"""Compile once: the engine keeps the compiled graph from its first start to the next."""
+"""Compile ahead of time: the build leaves the compiled graph, so that the first start is as fast as those after it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quicksilver.nouns.technique import Technique
 
 
 class Compile(Technique):
-    """Keep the compiled graph in the user's cache folder, for this artefact, instruction set and engine version."""
+    """Compile the graph at build, for this machine and engine version; it is kept in the user's cache folder."""
 
     needs = frozenset({"engine format", "uncompiled"})
     takes = frozenset({"uncompiled"})

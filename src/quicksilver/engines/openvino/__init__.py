@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from quicksilver.engines.process import serve_process
 from quicksilver.errors import EngineError
@@ -43,7 +44,16 @@ class OpenVino(Engine):
         with serve_process(self.name, artifact, settings, port=port, log=log, python=sys.executable) as endpoint:
             yield endpoint
 
+    def compile(self, artifact: Path, settings: Settings) -> None:
+        if settings.speculation is not None and settings.speculation.kind == "draft":
+            return  # GenAI compiles at each start, whatever its cache has
+        from quicksilver.engines.openvino.compiled import open_graph
+        from quicksilver.engines.openvino.files import properties_of
+
+        open_graph(artifact, properties_of(settings), keep=True)
+
     def open(self, artifact: Path, settings: Settings) -> Decoder:
+        _import_lightly()
         if settings.speculation is not None and settings.speculation.kind == "draft":
             from quicksilver.engines.openvino.genai import GenAiDecoder
 
@@ -51,3 +61,23 @@ class OpenVino(Engine):
         from quicksilver.engines.openvino.paged import PagedDecoder
 
         return PagedDecoder(artifact, settings)
+
+
+def _import_lightly() -> None:
+    """Import openvino without its converters, which take half of its time; they come when they are called."""
+    converters = "openvino.tools.ovc"
+    modules: dict[str, Any] = sys.modules
+    if "openvino" in modules or converters in modules:
+        return
+    modules[converters] = None  # openvino does without them where they aren't installed
+    try:
+        import openvino
+    finally:
+        del modules[converters]
+
+    def convert_model(*values: Any, **named: Any) -> Any:
+        from openvino.tools.ovc import convert_model as convert
+
+        return convert(*values, **named)
+
+    openvino.convert_model = convert_model

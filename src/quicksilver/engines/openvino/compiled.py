@@ -18,7 +18,7 @@ import numpy as np
 import openvino as ov
 
 from quicksilver.engines.openvino import blob, rewrite
-from quicksilver.engines.openvino.ir import MODEL, WEIGHTS
+from quicksilver.engines.openvino.rewrite import MODEL, WEIGHTS
 from quicksilver.hardware import detect
 from quicksilver.nouns.artifact import MANIFEST
 from quicksilver.nouns.base import content_hash
@@ -230,7 +230,7 @@ def _why(place: Path, key: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, last: Any, now: Any) -> str:
-    return " changed" if name == "model" else f" was {last} and is {now}"
+    return " changed" if name == "model" else f" changed from {last} to {now}"
 
 
 def _anew(reason: str) -> str:

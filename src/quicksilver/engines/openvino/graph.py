@@ -76,6 +76,10 @@ class Graph:
         self._aborted = True
         self._request.cancel()
 
+    def warm(self) -> None:
+        """Compute a token that nobody asked for: in the first step of its life the engine lays out the weights anew."""
+        self.run([Work([0], 0, self._scratch, 1)])
+
     def run(self, work: Sequence[Work], padding: int = 0) -> NDArray[np.float32]:
         """Compute a step and return the logits that were asked for, (rows, vocabulary). They hold until the next step.
 

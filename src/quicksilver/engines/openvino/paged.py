@@ -135,6 +135,7 @@ class PagedDecoder(Decoder):
         return self._blocks.used
 
     def _run(self) -> None:
+        self._warm()
         while not self._closing:
             self._take_in()
             if not (self._running or self._waiting):
@@ -153,6 +154,13 @@ class PagedDecoder(Decoder):
         for sequence in [*self._running, *self._waiting, *self._incoming]:
             self._blocks.release(sequence.blocks)
             sequence.deliver(Burst(tokens=[], finish="cancelled"))
+
+    def _warm(self) -> None:
+        """Do what only a first step does while the rest of the server starts."""
+        try:
+            self._graph.warm()
+        except Exception:  # a request will meet the same, and tell of it
+            logger.exception("the engine failed in its first step")
 
     def _take_in(self) -> None:
         while self._incoming:

@@ -9,9 +9,10 @@ import openvino as ov
 from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
 
-from quicksilver.engines.openvino.ir import MODEL
 from quicksilver.errors import EngineError
 
+MODEL = "openvino_model.xml"
+WEIGHTS = "openvino_model.bin"
 ROWS = "sampled_tokens_indices"
 """The input that says whose logits are wanted."""
 REVISION = 1

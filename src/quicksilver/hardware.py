@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from quicksilver.nouns.hardware import Hardware
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -31,16 +29,28 @@ ISA_FLAGS = {
 @cache
 def detect() -> Hardware:
     """Describe this machine: the cores that this process may use, its memory and vector instruction sets."""
-    model, flags = _cpuinfo()
+    model, _ = _cpuinfo()
     return Hardware(
         name="local",
         cpu=model or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gb=round(_memory_limit() / 1e9, 1),
-        isa=tuple(name for flag, name in ISA_FLAGS.items() if flag in flags),
+        isa=instructions(),
     )
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instructions() -> tuple[str, ...]:
+    """Name the vector instruction sets of this machine that matter to a language model."""
+    _, flags = _cpuinfo()
+    return tuple(name for flag, name in ISA_FLAGS.items() if flag in flags)
+
+
+@cache
 def _cpuinfo() -> tuple[str, set[str]]:
     path = Path("/proc/cpuinfo")
     if not path.is_file():
@@ -55,6 +65,8 @@ def _cpuinfo() -> tuple[str, set[str]]:
 
 def available_memory() -> int:
     """Return the bytes of memory that a new process could take: the machine's, or what a container's or ulimit's limit leaves."""
+    import psutil
+
     free = [int(psutil.virtual_memory().available), *(limit - used for limit, used in _cgroups())]
     # Of address space, which is always more than the memory in use.
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -65,6 +77,8 @@ def available_memory() -> int:
 
 def _memory_limit() -> int:
     """Bytes of memory: the machine's, or the container's limit where that is lower."""
+    import psutil
+
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _cgroups())])
 
 

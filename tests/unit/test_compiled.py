@@ -180,6 +180,40 @@ def test_other_weights_are_another_graph(plain: Path, tmp_path: Path, caplog: py
     assert same(changed, logits(copy, keep=False))
 
 
+def test_weights_that_only_look_the_same_are_another_graph(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(plain, copy)
+    weights = copy / "openvino_model.bin"
+    weights.chmod(0o644)
+    logits(copy)
+    stat = weights.stat()
+    at, size = largest_of(copy)
+    data = np.memmap(weights, np.float32, "r+", at, shape=(size // 4,))
+    data *= 0.5
+    data.flush()
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    caplog.clear()
+    changed = logits(copy)
+    assert "the model's files changed" in caplog.text
+    assert same(changed, logits(copy, keep=False))
+
+
+def test_a_file_of_another_user_is_not_trusted(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = logits(plain)
+    (file,) = kept(plain)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    caplog.clear()
+    assert same(logits(plain), before)
+    assert "another user's" in caplog.text
+
+
 @pytest.mark.parametrize("at", [10, blob.GRAIN + 20, -1000], ids=["head", "opening", "closing"])
 def test_a_damaged_file_is_written_again(plain: Path, caplog: pytest.LogCaptureFixture, at: int) -> None:
     before = logits(plain)
@@ -264,21 +298,34 @@ def test_a_disk_without_room(plain: Path, monkeypatch: pytest.MonkeyPatch, caplo
     assert "are free" in caplog.text
 
 
-def test_old_graphs_are_removed(plain: Path) -> None:
-    for size in range(compiled.VARIANTS + 2):
-        logits(plain, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 2**size})
-    assert len(kept(plain)) == compiled.VARIANTS
-    for number in range(compiled.ARTIFACTS + 3):
-        other = compiled.kept_of(plain).with_name(f"other{number}")
-        other.mkdir()
-        os.utime(other, (number, number))
-    abandoned = compiled.kept_of(plain) / f"{compiled.SCRATCH}abandoned"
+def test_what_was_not_used_for_long_makes_room(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits(plain)
+    (old,) = kept(plain)
+    logits(plain, PROPERTIES[1])
+    (used,) = set(kept(plain)) - {old}
+    os.utime(old, (1, 1))
+    elsewhere = old.parent.with_name("other") / f"other{compiled.SUFFIX}"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"")
+    os.utime(elsewhere, (0, 0))
+    abandoned = old.parent / f"{compiled.SCRATCH}abandoned"
     abandoned.mkdir()
     os.utime(abandoned, (1, 1))
+    monkeypatch.setattr(compiled, "LIMIT_BYTES", int(2.5 * used.stat().st_size))
+    logits(plain, PROPERTIES[2])
+    left = kept(plain)
+    assert len(left) == 2
+    assert used in left
+    assert not elsewhere.parent.exists()
+
+
+def test_a_graph_that_is_too_large_is_not_kept(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "LIMIT_BYTES", 10)
     logits(plain)
-    assert not abandoned.exists()
-    assert len(list(compiled.kept_of(plain).parent.iterdir())) == compiled.ARTIFACTS
-    assert kept(plain)
+    assert kept(plain) == []
+    assert "can't be kept" in caplog.text
 
 
 def test_two_at_once_do_not_harm_each_other(plain: Path) -> None:

@@ -117,13 +117,13 @@ def strip(blob: Bytes, model: Path, weights: Bytes, heads: Heads) -> Stripped:
 
 
 def import_graph(
-    core: ov.Core, file: Path, sizes: tuple[int, int], weights: Path, properties: Mapping[str, Any]
+    core: ov.Core, kept: IO[bytes], sizes: tuple[int, int], weights: Path, properties: Mapping[str, Any]
 ) -> ov.CompiledModel:
-    """Import a stripped export, whose opening and closing, of these sizes, are in a file from GRAIN on."""
+    """Import a stripped export, whose opening and closing, of these sizes, are in an open file from GRAIN on."""
     opening, closing = sizes
     core.add_extension(PagedAttentionWithHeads)
     size = weights.stat().st_size
-    with file.open("rb") as kept, weights.open("rb") as own:
+    with weights.open("rb") as own:
         whole = _mapped([(kept, GRAIN, opening), (own, 0, size), (kept, GRAIN + opening, closing)])
     return core.import_model(ov.Tensor(whole, shared_memory=True), "CPU", {**properties, **PLAIN})
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import openvino as ov
 
 from quicksilver.engines.openvino import blob, rewrite
 from quicksilver.engines.openvino.rewrite import MODEL, WEIGHTS
-from quicksilver.hardware import detect
+from quicksilver.hardware import instructions, usable_cores
 from quicksilver.nouns.artifact import MANIFEST
 from quicksilver.nouns.base import content_hash
 from quicksilver.sources.home import home
@@ -30,14 +31,15 @@ FORM = 1
 """Of the files that are kept; raised when they change."""
 SUFFIX = ".graph"
 SCRATCH = "new-"
-VARIANTS = 3
-"""Graphs kept of an artefact: with other properties, or for another version of the engine."""
-ARTIFACTS = 32
-"""Artefacts of which graphs are kept."""
+LIMIT_BYTES = 2_000_000_000
+"""Of all graphs that are kept; those used last stay. Most take a few MB, but weights that the engine lays out anew are in them."""
 STALE_S = 3600
 """Age of what a process left that ended while it wrote."""
 LIMITS = ("OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that keep the engine from instructions that the CPU has."""
+SAMPLES = 64
+"""Places at which weights are compared with those that a graph was compiled of: to read them all takes as long as to compile."""
+SAMPLE_BYTES = 4096
 OWN = frozenset({"CACHE_DIR", "CACHE_ENCRYPTION_CALLBACKS", "CACHE_MODE", "ENABLE_WEIGHTLESS", "WEIGHTS_PATH"})
 """Properties with which the user arranges for the engine's own cache."""
 WORDS = {
@@ -49,8 +51,8 @@ WORDS = {
 }
 
 
-class DamagedError(Exception):
-    """A file isn't what was written."""
+class UnfitError(Exception):
+    """A file isn't what a process of this user wrote."""
 
 
 def open_graph(folder: Path, properties: Mapping[str, Any], *, keep: bool) -> ov.CompiledModel:
@@ -62,81 +64,88 @@ def open_graph(folder: Path, properties: Mapping[str, Any], *, keep: bool) -> ov
     place = kept_of(folder)
     file = place / f"{content_hash(key)}{SUFFIX}"
     try:
-        head = _read(file, key)
+        return _reuse(core, file, key, folder, properties)
     except FileNotFoundError:
         reason = _why(place, key)
         # The first time is no surprise.
         logger.log(logging.WARNING if reason else logging.INFO, "%s", _anew(reason or "it wasn't compiled before"))
-    except (DamagedError, OSError) as error:
+    except (UnfitError, OSError) as error:
         logger.warning("%s", _anew(f"{file} can't be used ({error})"))
-    else:
-        try:
-            return _reuse(core, file, head, folder, properties)
-        except (RuntimeError, TypeError, OSError) as error:
-            # What is kept is as it was written, so to write it again would be of no use.
-            logger.warning("%s", _anew(f"the engine refuses {file} ({_last_line(error)})"))
-            return core.compile_model(rewrite.read(core, folder), "CPU", dict(properties))
+    except (RuntimeError, TypeError, ValueError) as error:
+        # What is kept is as it was written, so to write it again would be of no use.
+        logger.warning("%s", _anew(f"the engine refuses {file} ({_last_line(error)})"))
+        return core.compile_model(rewrite.read(core, folder), "CPU", dict(properties))
     return _compile(core, folder, properties, file, key)
 
 
 def kept_of(folder: Path) -> Path:
     """Return where an artefact's compiled graphs are kept."""
     manifest = folder / MANIFEST
-    name = json.loads(manifest.read_text())["key"] if manifest.is_file() else content_hash(str(folder.resolve()))
-    return home() / "compiled" / str(name)
+    name = json.loads(manifest.read_text())["key"] if manifest.is_file() else str(folder.resolve())
+    return home() / "compiled" / content_hash(name)
 
 
 def _key(core: ov.Core, folder: Path, properties: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that a compiled graph depends on."""
-    machine = detect()
-    weights = (folder / WEIGHTS).stat()
     return {
         "form": [FORM, rewrite.REVISION],
         "engine": ov.get_version(),
         "cpu": [
             core.get_property("CPU", "FULL_DEVICE_NAME"),
-            list(machine.isa),
-            machine.cores,
+            core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            list(instructions()),
+            usable_cores(),
             {name: os.environ[name] for name in LIMITS if name in os.environ},
         ],
         "model": [
             hashlib.sha256((folder / MODEL).read_bytes()).hexdigest(),
-            weights.st_size,
-            weights.st_mtime_ns,
+            *_weights(folder / WEIGHTS),
         ],
         "properties": {name: str(value) for name, value in sorted(properties.items())},
     }
 
 
-def _read(file: Path, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a kept graph's head, once all of the file is known to be as it was written."""
+def _weights(file: Path) -> tuple[int, int, str]:
+    """Return size, time of change and a digest of samples: packages that set all times alike differ in the last."""
     with file.open("rb") as source:
-        try:
-            head: dict[str, Any] = json.loads(source.read(blob.GRAIN))
-            sizes, digest = (int(head["opening"]), int(head["closing"])), str(head["digest"])
-            found = head["key"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedError("its head is damaged") from error
-        if os.fstat(source.fileno()).st_size != blob.GRAIN + sum(sizes):
-            raise DamagedError("it is cut short")
-        if hashlib.file_digest(source, _digest).hexdigest() != digest or found != key:
-            raise DamagedError("it is damaged")
-    return head
-
-
-def _digest() -> Any:
-    return hashlib.blake2b(digest_size=16)
+        stat = os.fstat(source.fileno())
+        digest = hashlib.blake2b(digest_size=16)
+        for at in range(0, stat.st_size, max(1, stat.st_size // SAMPLES)):
+            source.seek(at)
+            digest.update(source.read(SAMPLE_BYTES))
+    return stat.st_size, stat.st_mtime_ns, digest.hexdigest()
 
 
 def _reuse(
-    core: ov.Core, file: Path, head: Mapping[str, Any], folder: Path, properties: Mapping[str, Any]
+    core: ov.Core, file: Path, key: Mapping[str, Any], folder: Path, properties: Mapping[str, Any]
 ) -> ov.CompiledModel:
-    sizes = head["opening"], head["closing"]
-    compiled = blob.import_graph(core, file, sizes, folder / WEIGHTS, properties)
+    with file.open("rb") as kept:
+        sizes = _check(kept, key)
+        compiled = blob.import_graph(core, kept, sizes, folder / WEIGHTS, properties)
     with contextlib.suppress(OSError):  # what is in use stays longest
         os.utime(file)
-        os.utime(file.parent)
     return compiled
+
+
+def _check(kept: BufferedReader, key: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the sizes of a kept graph's parts, once it is known to be this user's, for this key, and as it was written."""
+    stat = os.fstat(kept.fileno())
+    if stat.st_uid not in (0, os.geteuid()):
+        raise UnfitError("it is another user's")
+    try:
+        head = json.loads(kept.read(blob.GRAIN))
+        sizes, digest, found = (int(head["opening"]), int(head["closing"])), head["digest"], head["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnfitError("its head is damaged") from error
+    if stat.st_size != blob.GRAIN + sum(sizes):
+        raise UnfitError("it is cut short")
+    if hashlib.file_digest(kept, lambda: _digest(sizes)).hexdigest() != digest or found != key:
+        raise UnfitError("it is damaged")
+    return sizes
+
+
+def _digest(sizes: tuple[int, int]) -> hashlib.blake2b:
+    return hashlib.blake2b(repr(sizes).encode(), digest_size=16)
 
 
 def _compile(
@@ -153,7 +162,7 @@ def _compile(
             # The engine writes its export into a file: as bytes it would be in memory three times.
             compiled = core.compile_model(model, "CPU", {**properties, **blob.PLAIN, "CACHE_DIR": scratch})
             _keep(Path(scratch), folder, heads, file, key)
-        _prune(file.parent)
+        _prune(file.parent.parent, file)
     except (OSError, RuntimeError, ValueError, SyntaxError) as error:
         logger.warning("The compiled graph can't be kept: %s.", _last_line(error))
     return core.compile_model(model, "CPU", dict(properties)) if compiled is None else compiled
@@ -178,12 +187,13 @@ def _keep(scratch: Path, folder: Path, heads: blob.Heads, file: Path, key: Mappi
         np.memmap(weights, dtype=np.uint8, mode="r"),
         heads,
     )
-    digest = _digest()
+    sizes = len(parts.opening), len(parts.closing)
+    if sum(sizes) > LIMIT_BYTES:
+        raise ValueError(f"it takes {sum(sizes) / 1e6:,.0f} MB")
+    digest = _digest(sizes)
     digest.update(parts.opening)
     digest.update(parts.closing)
-    head = json.dumps(
-        {"key": key, "opening": len(parts.opening), "closing": len(parts.closing), "digest": digest.hexdigest()}
-    ).encode()
+    head = json.dumps({"key": key, "opening": sizes[0], "closing": sizes[1], "digest": digest.hexdigest()}).encode()
     if len(head) > blob.GRAIN:
         raise ValueError("there are too many properties")
     written = scratch / file.name
@@ -195,16 +205,19 @@ def _keep(scratch: Path, folder: Path, heads: blob.Heads, file: Path, key: Mappi
     written.replace(file)
 
 
-def _prune(place: Path) -> None:
+def _prune(root: Path, written: Path) -> None:
     """Remove what hasn't been used for longest, and what processes left that ended while they wrote."""
-    for stale in place.glob(f"{SCRATCH}*"):
+    for stale in root.glob(f"*/{SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > STALE_S:
                 shutil.rmtree(stale, ignore_errors=True)
-    for file in _latest(place, f"*{SUFFIX}")[VARIANTS:]:
-        file.unlink(missing_ok=True)
-    for folder in _latest(place.parent, "*")[ARTIFACTS:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    total = 0
+    for file in _latest(root, f"*/*{SUFFIX}"):
+        with contextlib.suppress(OSError):  # another process may have removed it, or write beside it
+            total += file.stat().st_size
+            if total > LIMIT_BYTES and file != written:
+                file.unlink()
+                file.parent.rmdir()
 
 
 def _latest(folder: Path, pattern: str) -> list[Path]:

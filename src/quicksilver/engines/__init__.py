@@ -23,10 +23,13 @@ def names() -> list[str]:
 
 def find(name: str) -> Engine:
     """Return an engine. Raises BadInputError for an unknown name, EngineError if it can't be imported."""
-    here, outside = _here(), _outside()
-    if name not in here | set(outside):
+    here = _here()
+    if name in here:
+        module = f"{__name__}.{name}"
+    elif name in (outside := _outside()):
+        module = outside[name]
+    else:
         raise unknown("engine", name, here | set(outside))
-    module = f"{__name__}.{name}" if name in here else outside[name]
     try:
         return _engine_in(importlib.import_module(module), name)
     except ImportError as error:

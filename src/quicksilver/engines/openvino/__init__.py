@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from quicksilver.engines.process import serve_process
 from quicksilver.errors import EngineError
 from quicksilver.nouns.engine import Decoder, Endpoint, Engine, Settings
 
@@ -40,6 +39,8 @@ class OpenVino(Engine):
     def serve(
         self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
     ) -> Iterator[Endpoint]:
+        from quicksilver.engines.process import serve_process
+
         self.version()
         with serve_process(self.name, artifact, settings, port=port, log=log, python=sys.executable) as endpoint:
             yield endpoint

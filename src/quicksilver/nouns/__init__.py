@@ -1,17 +1,35 @@
-"""The nouns: frozen values, one file each."""
+"""The nouns: frozen values, one file each. Each is imported when it is first used: a server needs few of them, and soon."""
 
-from quicksilver.nouns.artifact import Artifact
-from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
-from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation
-from quicksilver.nouns.goal import Goal
-from quicksilver.nouns.hardware import Hardware, Price
-from quicksilver.nouns.model import Model, ModelFacts
-from quicksilver.nouns.recipe import Recipe
-from quicksilver.nouns.result import Candidate, Lengths, Result
-from quicksilver.nouns.sample import Sample
-from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
-from quicksilver.nouns.technique import Choices, Step, Technique
-from quicksilver.nouns.workload import Message, Prompt, Split, Workload
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quicksilver.nouns.artifact import Artifact
+    from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
+    from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation
+    from quicksilver.nouns.goal import Goal
+    from quicksilver.nouns.hardware import Hardware, Price
+    from quicksilver.nouns.model import Model, ModelFacts
+    from quicksilver.nouns.recipe import Recipe
+    from quicksilver.nouns.result import Candidate, Lengths, Result
+    from quicksilver.nouns.sample import Sample
+    from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
+    from quicksilver.nouns.technique import Choices, Step, Technique
+    from quicksilver.nouns.workload import Message, Prompt, Split, Workload
+
+_HOMES = {
+    **dict.fromkeys(("Certificate", "Difference", "Trial", "Verdict"), "certificate"),
+    **dict.fromkeys(("Burst", "Decoder", "Endpoint", "Engine", "Request", "Settings", "Speculation"), "engine"),
+    **dict.fromkeys(("Hardware", "Price"), "hardware"),
+    **dict.fromkeys(("Model", "ModelFacts"), "model"),
+    **dict.fromkeys(("Candidate", "Lengths", "Result"), "result"),
+    **dict.fromkeys(("Cost", "Figure", "Latency", "Quality", "Score", "Speed"), "score"),
+    **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
+    **dict.fromkeys(("Message", "Prompt", "Split", "Workload"), "workload"),
+    **{name: name.lower() for name in ("Artifact", "Goal", "Recipe", "Sample")},
+}
 
 __all__ = [
     "Artifact", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Decoder", "Difference", "Endpoint", "Engine", "Figure",
@@ -19,3 +37,9 @@ __all__ = [
     "Latency", "Lengths", "Message", "Model", "ModelFacts", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
     "Score", "Settings", "Speculation", "Speed", "Split", "Step", "Technique", "Trial", "Verdict", "Workload",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,16 +66,23 @@ class OpenVino(Engine):
 
 
 def _import_lightly() -> None:
-    """Import openvino without its converters, which take half of its time; they come when they are called."""
-    converters = "openvino.tools.ovc"
+    """Import openvino without its converters, and numpy without threads of its own: each takes half of its library's time.
+
+    The converters come when they are called; nothing that serves multiplies matrices in numpy.
+    """
+    converters, threads = "openvino.tools.ovc", "OPENBLAS_NUM_THREADS"
     modules: dict[str, Any] = sys.modules
     if "openvino" in modules or converters in modules:
         return
+    own = threads not in os.environ
+    os.environ.setdefault(threads, "1")
     modules[converters] = None  # openvino does without them where they aren't installed
     try:
         import openvino
     finally:
         del modules[converters]
+        if own:
+            del os.environ[threads]
 
     def convert_model(*values: Any, **named: Any) -> Any:
         from openvino.tools.ovc import convert_model as convert

@@ -15,6 +15,7 @@ BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
 RECIPES = [HERE.parent / "examples" / "recipes" / f"{name}.toml" for name in ("smollm2-cost", "smollm2-int8")]
 JOBS = {
     "light": [str(HERE / "light.py")],
+    "cold_start": [str(HERE / "cold_start.py")],
     "speedup": [str(HERE / "speedup.py"), *map(str, RECIPES)],
     "decoder": [str(HERE / "decoder.py")],
     "gateway": [str(HERE / "gateway.py"), str(RECIPES[0])],
@@ -39,9 +40,9 @@ def main() -> int:
 
 def figures() -> str:
     """Return the README's figures in Markdown, from the results kept."""
-    speedup, light, decoder, gateway, soak, job = (
+    speedup, light, cold, decoder, gateway, soak, job = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("speedup", "light", "decoder", "gateway", "soak", "main_job")
+        for name in ("speedup", "light", "cold_start", "decoder", "gateway", "soak", "main_job")
     )
     lines = [
         "| recipe | tokens/s, 1 stream | against as-is | tokens/s, 8 streams | against as-is | quality loss |",
@@ -88,6 +89,20 @@ def figures() -> str:
             f"({light['import_ms']['low']:.0f}-{light['import_ms']['high']:.0f}), of which Python itself "
             f"{light['python_ms']['median']:.0f}; `quicksilver --help` {light['help_ms']['median']:.0f} ms "
             f"({light['help_ms']['low']:.0f}-{light['help_ms']['high']:.0f}). Commit {light['commit']}, {light['time']}."
+        ),
+        "",
+        "| from process start to the first token, s | compiled graph kept | compiled anew | OpenVINO GenAI's own pipeline | saved |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | "
+            + " | ".join(_ranged(row[kind]["first_token_s"], 2) for kind in ("kept", "anew", "GenAI"))
+            + f" | {_ranged({key: 100 * share for key, share in row['saved'].items()}, 0)} % |"
+            for name, row in cold["recipes"].items()
+        ),
+        "",
+        (
+            f"Server and pipeline load the same artefact, in {cold['rounds']} interleaved rounds; in brackets their range. "
+            f"Commit {cold['commit']}, {cold['time']}."
         ),
         "",
         (

@@ -82,6 +82,8 @@ class Benchmark:
     speeds: tuple[Speed, ...]
     costs: tuple[Cost | None, ...]
     samples: Path
+    cold_start_s: float | None = None
+    """Seconds from process start to the first token; None for a server that somebody else started."""
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class Benchmark:
             "workload": self.workload,
             "speeds": [s.model_dump(mode="json") for s in self.speeds],
             "costs": [c.model_dump(mode="json") if c else None for c in self.costs],
+            "cold_start_s": self.cold_start_s,
             "samples": str(self.samples),
             "notes": list(self.notes),
         }
@@ -205,6 +208,7 @@ def benchmark(
     from quicksilver.bench.price import cost
     from quicksilver.bench.price import price as make_price
     from quicksilver.bench.stats import speed
+    from quicksilver.engines.process import cold_start_s
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
 
@@ -220,6 +224,7 @@ def benchmark(
     notes: list[str] = []
 
     def measure(endpoint: Endpoint) -> Benchmark:
+        started_s = cold_start_s(endpoint)
         samples_path = (out or Path("runs") / "bench").absolute() / f"samples-{load.hash}.jsonl"
         samples_path.parent.mkdir(parents=True, exist_ok=True)
         samples_path.unlink(missing_ok=True)
@@ -240,7 +245,8 @@ def benchmark(
             done += len(batch)
         speeds = tuple(speed(samples, c) for c in load.concurrencies)
         costs = tuple(cost(s, price) for s in speeds)
-        return Benchmark(target, endpoint.model, load.name, speeds, costs, samples_path, tuple(dict.fromkeys(notes)))
+        doubts = tuple(dict.fromkeys(notes))
+        return Benchmark(target, endpoint.model, load.name, speeds, costs, samples_path, started_s, doubts)
 
     if target.startswith(("http://", "https://")):
         return measure(connect(target, model, api_key_env))

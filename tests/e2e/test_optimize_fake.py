@@ -77,10 +77,14 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
             assert [s.concurrency for s in candidate.score.speed] == [1, 4]
             assert all(s.errors == 0 for s in candidate.score.speed)
             assert candidate.score.cost is not None
+            assert candidate.score.load_s is not None
+            assert candidate.score.cold_start_s is not None
+            assert candidate.score.cold_start_s > candidate.score.load_s
     assert json.loads((found.folder / "result.json").read_text())["best"] == result.best
     assert "<html" in found.report().read_text()
     with found.serve() as endpoint:
         served = api.benchmark(endpoint.url, str(workload), streams=(2,), prompts=12, out=tmp_path / "bench")
+    assert served.cold_start_s is None  # it was running already
     assert served.speeds[0].errors == 0
     assert served.speeds[0].requests == 11  # one of the twelve warmed up
 

@@ -61,7 +61,7 @@ def no_winner() -> Result:
 def no_baseline() -> Result:
     """One server that was measured and compared with nothing, as `bench URL` does it."""
     one = next(c for c in golden().candidates if c.label == "w8a8")
-    one = _scored(one, quality=None, memory_mb=None, disk_mb=None, load_s=None)
+    one = _scored(one, quality=None, memory_mb=None, disk_mb=None, load_s=None, cold_start_s=None)
     speeds = tuple(s.model_copy(update={"ratio": None}) for s in one.score.speed)
     one = _scored(one, speed=speeds)
     return golden().model_copy(update={"candidates": (one,), "best": None, "why": ""})

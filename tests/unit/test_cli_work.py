@@ -291,6 +291,7 @@ def test_bench_of_an_artefact_and_of_a_server_that_is_not_there(
     assert [speed["concurrency"] for speed in found["speeds"]] == [1, 2]
     assert all(speed["errors"] == 0 and speed["tokens_per_s"]["value"] > 0 for speed in found["speeds"])
     assert Path(found["samples"]).parent == tmp_path / "measured"
+    assert found["cold_start_s"] > 0
     assert run(bench) == 0
     out, err = capsys.readouterr()
     assert "tokens/s" in out

@@ -63,7 +63,8 @@ def columns(result: Result, shown: Sequence[int]) -> list[Column]:
                lambda c: _quality(result.goal, c)),
         Column("memory", "disk MB", ("MB", "disk"), "memory / disk, MB", "peak memory of the server; below it the artefact's size on disk",
                lambda c: _memory(result.goal, c)),
-        Column("load", "s", ("load", "s"), "load, s", "from process start until it was ready", _load),
+        Column("start", "load, s", ("start", "load s"), "cold start / load, s", "from process start to the first token; below it until the server was ready",
+               _start),
         Column("$/1M", "blended", ("$/1M", "blend"), "$ per 1M tokens: measured / blended",
                f"$ per million output tokens by measured throughput; below it the blended price, a formula: concurrency / p50 ITL at {result.price.input_output_ratio:g} input to 1 output token",
                _price),
@@ -155,9 +156,11 @@ def _memory(goal: Goal, candidate: Candidate) -> Cell:
     )
 
 
-def _load(candidate: Candidate) -> Cell:
-    load_s = candidate.score.load_s
-    return Cell(findings.number(load_s), value=load_s) if load_s is not None else Cell()
+def _start(candidate: Candidate) -> Cell:
+    start_s, load_s = candidate.score.cold_start_s, candidate.score.load_s
+    if start_s is None and load_s is None:
+        return Cell()
+    return Cell(findings.number(start_s), findings.number(load_s), value=start_s)
 
 
 def _price(candidate: Candidate) -> Cell:

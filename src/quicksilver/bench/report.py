@@ -153,6 +153,7 @@ def _legend(columns: Sequence[Column], rows: Sequence[Row], every: Sequence[int]
             ("TTFT p50", "p99"),
             ("quality", "95 % interval"),
             ("memory", "disk"),
+            ("start", "load"),
             ("$/1M", "blended price (a formula)"),
         )
         if head in heads and (head != "tokens/s" or any(cell.sub.endswith("x") for row in rows for cell in row.cells))

@@ -89,6 +89,8 @@ def bench(
     def show(screen: Console) -> None:
         screen.print(f"{found.model} on {found.workload}", style="bold")
         screen.print(_figures(found))
+        if found.cold_start_s is not None:
+            screen.print(f"\nFrom process start to the first token: {found.cold_start_s:.2f} s")
         screen.print(f"\nSamples: {found.samples}", soft_wrap=True)
 
     for doubt in found.notes:

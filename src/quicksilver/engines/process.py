@@ -30,6 +30,8 @@ GRACE_S = 10
 """Seconds between SIGTERM and SIGKILL."""
 DYING_S = 0.5
 """Seconds that a broken connection may be ahead of the end of the process."""
+PROMPT = "The capital of France is"
+FIRST_TOKEN_TIMEOUT_S = 60
 LOG_TAIL = 16_384
 """Bytes of a log that are searched for why its server ended."""
 # A proxy that the environment names is not for this machine.
@@ -67,6 +69,7 @@ def serve_process(
                 model=_first_model(url),
                 pid=server.process.pid,
                 load_s=load_s,
+                begun=begun,
                 peak_memory_mb=_peak_memory_of(server.process),
             )
         except Exception as error:
@@ -77,6 +80,23 @@ def serve_process(
             raise
         if server.process.poll() is not None:
             raise server.death()
+
+
+def cold_start_s(endpoint: Endpoint) -> float | None:
+    """Ask a server that has just started for a token, and return the seconds from its process's start until that came.
+
+    None for a server that somebody else started. Raises EngineError if it doesn't answer.
+    """
+    if endpoint.begun is None:
+        return None
+    body = json.dumps({"model": endpoint.model, "prompt": PROMPT, "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{endpoint.url}/completions", body, {"Content-Type": "application/json"})
+    try:
+        with LOCAL.open(request, timeout=FIRST_TOKEN_TIMEOUT_S) as answer:
+            answer.read()
+    except OSError as error:
+        raise EngineError(f"The server is ready, but gives no first token: {error}.") from error
+    return time.monotonic() - endpoint.begun
 
 
 @dataclass(slots=True)

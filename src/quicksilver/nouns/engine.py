@@ -57,6 +57,8 @@ class Endpoint:
     pid: int | None = None
     load_s: float | None = None
     """Seconds from process start until it was ready."""
+    begun: float | None = None
+    """When its process started, by time.monotonic(); None for one that somebody else started."""
     api_key: str | None = None
     peak_memory_mb: Callable[[], float | None] = field(default=lambda: None)
     """Peak resident memory of the server process so far, MB."""

@@ -89,7 +89,8 @@ class Score(Noun):
     cost: Cost | None = None
     memory_mb: float | None = None
     disk_mb: float | None = None
-    load_s: float | None = None
+    load_s: float | None = Field(None, description="from process start until the server was ready")
+    cold_start_s: float | None = Field(None, description="from process start to the first token")
 
     def at(self, concurrency: int) -> Speed | None:
         """The speed at one concurrency, if it was measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from quicksilver.bench import stats
@@ -36,8 +37,14 @@ def score_of(search: Search, entry: Entry) -> Score:
         cost=cost(speeds[-1], search.price) if speeds else None,
         memory_mb=max((s["memory_mb"] for s in served if s["memory_mb"]), default=None),
         disk_mb=entry.artifact.disk_mb if entry.artifact else None,
-        load_s=stats.percentiles([s["load_s"] for s in served], (50,))[0] if served else None,
+        load_s=_middle(served, "load_s"),
+        cold_start_s=_middle(served, "cold_start_s"),
     )
+
+
+def _middle(served: Sequence[Mapping[str, float | None]], name: str) -> float | None:
+    values = [value for entry in served if (value := entry.get(name)) is not None]
+    return stats.percentiles(values, (50,))[0] if values else None
 
 
 def _candidate(search: Search, entry: Entry) -> Candidate:

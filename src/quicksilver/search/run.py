@@ -16,6 +16,7 @@ import psutil
 
 from quicksilver import engines
 from quicksilver.bench.load import read_samples, run_load
+from quicksilver.engines.process import cold_start_s
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.base import content_hash
@@ -126,7 +127,7 @@ class Run:
         return {entry["round"]: entry["recipes"] for entry in map(_line, lines) if entry}
 
     def servers(self, recipe: str) -> list[dict[str, float]]:
-        """Return load_s and memory_mb of each time that a recipe was served in a race."""
+        """Return load_s, cold_start_s and memory_mb of each time that a recipe was served in a race."""
         path = self.folder / SERVERS
         lines = path.read_text().splitlines() if path.is_file() else []
         return [entry for entry in map(_line, lines) if entry and entry["recipe"] == recipe and entry["racing"]]
@@ -138,14 +139,20 @@ class Run:
 
     @contextmanager
     def serving(self, artifact: Artifact, recipe: str, *, racing: bool) -> Iterator[Endpoint]:
-        """Serve an artefact, and keep how long it took to load and how much memory it took.
+        """Serve an artefact, and keep how long its start took and how much memory it took.
 
         `racing` tells a served load from a measurement of quality, which asks for the logits of whole prompts.
         """
         with engines.find(artifact.engine).serve(artifact.path, artifact.settings, log=self.log) as endpoint:
+            started_s = cold_start_s(endpoint)
             yield endpoint
-            memory_mb = endpoint.peak_memory_mb()
-            entry = {"recipe": recipe, "load_s": endpoint.load_s, "memory_mb": memory_mb, "racing": racing}
+            entry = {
+                "recipe": recipe,
+                "load_s": endpoint.load_s,
+                "cold_start_s": started_s,
+                "memory_mb": endpoint.peak_memory_mb(),
+                "racing": racing,
+            }
             self.append(SERVERS, entry)
 
     def round(

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from quicksilver.engines.process import cold_start_s
 from quicksilver.errors import EngineError, QuicksilverError
 from quicksilver.nouns import Endpoint, Engine, Settings
 
@@ -111,6 +112,9 @@ class EngineContract:
         assert endpoint.model in [model["id"] for model in models]
         assert endpoint.load_s is not None
         assert endpoint.load_s > 0
+        first_token_s = cold_start_s(endpoint)
+        assert first_token_s is not None
+        assert first_token_s > endpoint.load_s
         memory = endpoint.peak_memory_mb()
         assert memory is not None
         assert memory > 1

@@ -361,7 +361,8 @@ def serve(
         api_keys=tuple(api_keys),
     )
     place = Place(host, port, insecure=insecure, replace=replace)
-    run_server(artifact.engine, artifact.path, artifact.settings, place, limits=limits, say=say or _silent)
+    settings = artifact.settings.model_dump_json()
+    run_server(artifact.engine, artifact.path, settings, place, limits=limits, say=say or _silent)
     return 0
 
 

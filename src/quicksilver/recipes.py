@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from quicksilver import engines, techniques
 from quicksilver.errors import BadInputError, unknown
-from quicksilver.nouns.engine import Settings
 from quicksilver.nouns.recipe import Recipe
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")

@@ -30,7 +30,7 @@ ENDLESS = Request([1, 2, 3], max_tokens=100_000, ignore_eos=True)
 
 @pytest.fixture
 def backend(folder: Path) -> Iterator[Backend]:
-    backend = Backend("fake", folder, SLOW)
+    backend = Backend("fake", folder, SLOW.model_dump_json())
     backend.wait()
     yield backend
     backend.close()
@@ -99,7 +99,7 @@ def test_a_crash_ends_what_is_in_flight_and_the_engine_comes_back(backend: Backe
 
 
 def test_an_engine_that_dies_while_it_loads_is_an_error(folder: Path) -> None:
-    backend = Backend("fake", folder, Settings(properties={"load_ms": 60_000}))
+    backend = Backend("fake", folder, Settings(properties={"load_ms": 60_000}).model_dump_json())
     os.kill(backend.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"^The engine ended by SIGKILL \(perhaps there was not enough memory\)\.$"):
         backend.wait()
@@ -107,9 +107,9 @@ def test_an_engine_that_dies_while_it_loads_is_an_error(folder: Path) -> None:
 
 
 def test_it_can_be_closed_while_it_loads_while_it_works_and_after_a_crash(folder: Path) -> None:
-    loading = Backend("fake", folder, Settings(properties={"load_ms": 60_000}))
+    loading = Backend("fake", folder, Settings(properties={"load_ms": 60_000}).model_dump_json())
     loading.close()
-    working = Backend("fake", folder, SLOW)
+    working = Backend("fake", folder, SLOW.model_dump_json())
     working.wait()
     bursts: Queue[Burst] = Queue()
     working.submit(ENDLESS, bursts.put)
@@ -118,7 +118,7 @@ def test_it_can_be_closed_while_it_loads_while_it_works_and_after_a_crash(folder
     while (last := bursts.get(timeout=30)).finish is None:
         pass
     assert last.finish == "cancelled"
-    crashed = Backend("fake", folder, SLOW)
+    crashed = Backend("fake", folder, SLOW.model_dump_json())
     crashed.wait()
     os.kill(crashed.pid, signal.SIGKILL)
     crashed.close()

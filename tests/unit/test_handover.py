@@ -28,12 +28,11 @@ SERVE = """
 import json, sys
 from pathlib import Path
 from quicksilver.errors import QuicksilverError
-from quicksilver.nouns import Settings
 from quicksilver.serve.server import Place, serve
 
 engine, folder, settings, place = sys.argv[1:]
 try:
-    serve(engine, Path(folder), Settings.model_validate_json(settings), Place(**json.loads(place)), say=lambda said: print(said, file=sys.stderr, flush=True))
+    serve(engine, Path(folder), settings, Place(**json.loads(place)), say=lambda said: print(said, file=sys.stderr, flush=True))
 except QuicksilverError as error:
     sys.exit(f"error: {error}")
 """

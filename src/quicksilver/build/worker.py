@@ -18,8 +18,8 @@ from typing import Any
 
 from quicksilver import engines, techniques
 from quicksilver.errors import BuildError, NotEnoughError, QuicksilverError, said
-from quicksilver.nouns.engine import Settings
 from quicksilver.nouns.model import ModelFacts
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Step
 from quicksilver.nouns.workload import Prompt
 from quicksilver.sources import gguf, gguf_grid

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from quicksilver.errors import BadInputError, EngineError, unknown
-from quicksilver.nouns.engine import Endpoint, Engine, Settings
+from quicksilver.nouns.engine import Endpoint, Engine
+from quicksilver.nouns.settings import Settings
 
 DOCUMENT = "remote.json"
 ANSWER_LIMIT = 256 << 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quicksilver.nouns.artifact import Artifact
     from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
-    from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation
+    from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request
     from quicksilver.nouns.goal import Goal
     from quicksilver.nouns.hardware import Hardware, Price
     from quicksilver.nouns.model import Model, ModelFacts
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from quicksilver.nouns.result import Candidate, Lengths, Result
     from quicksilver.nouns.sample import Sample
     from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
+    from quicksilver.nouns.settings import Settings, Speculation
     from quicksilver.nouns.technique import Choices, Step, Technique
     from quicksilver.nouns.workload import Message, Prompt, Split, Workload
 
 _HOMES = {
     **dict.fromkeys(("Certificate", "Difference", "Trial", "Verdict"), "certificate"),
-    **dict.fromkeys(("Burst", "Decoder", "Endpoint", "Engine", "Request", "Settings", "Speculation"), "engine"),
+    **dict.fromkeys(("Burst", "Decoder", "Endpoint", "Engine", "Request"), "engine"),
+    **dict.fromkeys(("Settings", "Speculation"), "settings"),
     **dict.fromkeys(("Hardware", "Price"), "hardware"),
     **dict.fromkeys(("Model", "ModelFacts"), "model"),
     **dict.fromkeys(("Candidate", "Lengths", "Result"), "result"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from quicksilver.errors import BadInputError, said
 from quicksilver.nouns.base import Noun
-from quicksilver.nouns.engine import Settings
+from quicksilver.nouns.settings import Settings
 
 RECIPE = "recipe.json"
 MANIFEST = "manifest.json"

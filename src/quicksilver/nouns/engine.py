@@ -7,44 +7,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
-
-from quicksilver.nouns.base import Noun
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from quicksilver.nouns.settings import Settings
     from quicksilver.nouns.technique import Step, Technique
-
-
-class Speculation(Noun):
-    """How an engine guesses tokens ahead of the model."""
-
-    kind: Literal["prompt_lookup", "draft"]
-    tokens: Annotated[int, Field(ge=1, le=32)] = 12
-    max_ngram: Annotated[int, Field(ge=1, le=8)] = 8
-    draft: str | None = Field(None, description="the draft's folder inside the artefact")
-
-
-class Settings(Noun):
-    """How an engine serves; techniques fill in their part, the user may set the rest."""
-
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="inference threads; 0 takes every core")
-    max_streams: Annotated[int, Field(ge=1)] = Field(64, description="sequences decoded at once")
-    max_batched_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="tokens in one forward pass")
-    kv_cache_gb: Annotated[float, Field(ge=0)] = Field(
-        0, description="upper limit of the KV cache, GB; 0 is what the streams can use, as far as the machine has room"
-    )
-    kv_precision: str = Field("default", description="default, f16, bf16, u8 or u4")
-    activation_group_size: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="activations that share a scale when they are rounded on the fly; 0 keeps 16 bits"
-    )
-    prefix_caching: bool = False
-    speculation: Speculation | None = None
-    compiled_cache: bool = Field(True, description="keep the compiled graph from one start to the next")
-    properties: Mapping[str, str | int | float | bool] = Field(
-        default_factory=dict, description="handed to the engine as they are"
-    )
 
 
 @dataclass(slots=True)

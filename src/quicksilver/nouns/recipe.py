@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny
 
 from quicksilver.nouns.base import Noun
-from quicksilver.nouns.engine import Settings
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
 
 

@@ -9,10 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from quicksilver.errors import BadInputError, QuicksilverError
-from quicksilver.nouns import Settings
+from quicksilver.errors import QuicksilverError
 from quicksilver.serve.server import Place, serve
 
 
@@ -33,12 +30,6 @@ def main() -> int:
     if options.with_parent:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        try:
-            settings = Settings.model_validate_json(options.settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise BadInputError(f"The engine settings can't be used: {where} {first['msg']}.") from error
         place = Place(
             options.host,
             options.port,
@@ -46,7 +37,7 @@ def main() -> int:
             replaceable=not options.with_parent,
             grace_s=options.grace,
         )
-        serve(options.engine, options.artifact, settings, place, model=options.model_name)
+        serve(options.engine, options.artifact, options.settings, place, model=options.model_name)
     except QuicksilverError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

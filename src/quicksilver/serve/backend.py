@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from quicksilver.errors import EngineError, QuicksilverError, said
-from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
 
 log = logging.getLogger("quicksilver.serve")
 
@@ -106,12 +106,12 @@ class Backend(Decoder):
     """Decodes in a process of its own, `python -m quicksilver.serve.worker`, which is started again when it dies.
 
     Sequences that were in flight then end as `lost`, and what the engine refuses ends as `refused`: neither can be said
-    when they are submitted.
+    when they are submitted. `settings` are JSON, which the process checks: nothing that takes long is imported to start it.
     """
 
-    def __init__(self, engine: str, artifact: Path, settings: Settings) -> None:
+    def __init__(self, engine: str, artifact: Path, settings: str) -> None:
         self._command = [sys.executable, "-m", "quicksilver.serve.worker", engine, str(artifact)]
-        self._settings = settings.model_dump_json()
+        self._settings = settings
         self._numbers = count()
         self._flying: dict[int, Callable[[Burst], None]] = {}
         self._stats = DecoderStats()

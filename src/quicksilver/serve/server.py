@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quicksilver.errors import BadInputError
-from quicksilver.nouns import Artifact, Settings
-from quicksilver.nouns.artifact import RECIPE
 from quicksilver.serve.backend import Backend
 
 if TYPE_CHECKING:
+    from quicksilver.nouns.settings import Settings
     from quicksilver.serve.handover import Predecessor
     from quicksilver.serve.limits import Limits
 
@@ -46,7 +45,7 @@ class Place:
 def serve(
     engine: str,
     artifact: Path,
-    settings: Settings,
+    settings: str,
     place: Place,
     *,
     model: str | None = None,
@@ -55,7 +54,7 @@ def serve(
 ) -> None:
     """Serve an artefact until SIGTERM or Ctrl-C; prints {"port": N} on stdout once it is bound.
 
-    `model` is the name in the API, by default the artefact's; `limits` are those of the settings if not given; `say` hears
+    `settings` are JSON; `model` is the name in the API, by default the artefact's; `limits` are those of the settings if not given; `say` hears
     what is going on. Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
     """
     predecessor = _predecessor(place)
@@ -65,22 +64,22 @@ def serve(
             raise BadInputError(
                 f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
             )
-        # It takes the longest: most of what is needed here is imported while it loads.
+        # It takes the longest: nearly all that is needed here is imported while it loads.
         backend = Backend(engine, artifact, settings)
         print(json.dumps({"port": port}), flush=True)
         # What native libraries print must not end up in a pipe that nobody reads.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-        name, label = _described(artifact)
-        meanwhile = " The server that is there goes on until then." if predecessor else ""
-        say(f"Loading {label}; it will answer at {url} (GET /ready says when).{meanwhile} Ctrl-C ends it.")
         try:
             import asyncio
 
             from quicksilver.serve.limits import Limits
             from quicksilver.serve.running import Server
 
-            limits = limits or Limits(max_streams=settings.max_streams)
+            limits = limits or Limits(max_streams=_checked(settings).max_streams)
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            name, label = _described(artifact)
+            meanwhile = " The server that is there goes on until then." if predecessor else ""
+            say(f"Loading {label}; it will answer at {url} (GET /ready says when).{meanwhile} Ctrl-C ends it.")
             server = Server(backend, artifact, listener, place, limits, model or name, say)
             asyncio.run(server.run(predecessor))
         finally:
@@ -115,8 +114,24 @@ def _loopback(host: str) -> bool:
         return False
 
 
+def _checked(settings: str) -> Settings:
+    """Return engine settings read from JSON. Raises BadInputError."""
+    from pydantic import ValidationError
+
+    from quicksilver.nouns.settings import Settings
+
+    try:
+        return Settings.model_validate_json(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInputError(f"The engine settings can't be used: {where} {first['msg']}.") from error
+
+
 def _described(folder: Path) -> tuple[str, str]:
     """Return the name of the model in a folder, and what to call the folder."""
+    from quicksilver.nouns.artifact import RECIPE, Artifact
+
     if not (folder / RECIPE).is_file():
         return folder.resolve().name, str(folder)
     artifact = Artifact.open(folder)

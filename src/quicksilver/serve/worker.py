@@ -12,8 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from quicksilver.errors import QuicksilverError, said
-from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats
+from quicksilver.nouns.settings import Settings
 from quicksilver.serve.backend import Cancel, Failed, News, Opened, Submit, unopened
 
 log = logging.getLogger("quicksilver.serve")
@@ -125,6 +128,8 @@ def main() -> None:
     with Connection(int(handle)) as connection:
         try:
             decoder = _open(engine, Path(artifact), Settings.model_validate_json(settings))
+        except ValidationError:
+            _leave()  # the gateway checks them, too, and says so
         except QuicksilverError as error:
             connection.send(Failed(error))
             _leave()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from quicksilver.errors import EngineError
-from quicksilver.nouns.engine import Decoder, Endpoint, Engine, Settings
+from quicksilver.nouns.engine import Decoder, Endpoint, Engine
+from quicksilver.nouns.settings import Settings
 
 
 class OpenVino(Engine):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quicksilver.hardware import available_memory
-from quicksilver.nouns.engine import Settings
+from quicksilver.nouns.settings import Settings
 
 log = logging.getLogger(__name__)
 

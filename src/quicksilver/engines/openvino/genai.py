@@ -19,7 +19,8 @@ import openvino as ov
 import openvino_genai as genai
 
 from quicksilver.engines.openvino.files import cache_bytes, eos_of, properties_of
-from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
+from quicksilver.nouns.settings import Settings
 
 logger = logging.getLogger(__name__)
 

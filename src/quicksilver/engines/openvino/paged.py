@@ -21,7 +21,8 @@ from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, 
 from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, AbortedError, Graph, Work
 from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
 from quicksilver.engines.openvino.sampling import Sampler, log_normaliser
-from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request, Settings
+from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
+from quicksilver.nouns.settings import Settings
 
 logger = logging.getLogger(__name__)
 

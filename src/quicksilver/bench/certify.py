@@ -18,8 +18,9 @@ from quicksilver.errors import BadInputError, said
 from quicksilver.hardware import detect
 from quicksilver.nouns.artifact import RECIPE, Artifact
 from quicksilver.nouns.certificate import Certificate, Trial
-from quicksilver.nouns.engine import Endpoint, Settings
+from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.recipe import Recipe
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Prompt, Workload
 from quicksilver.recipes import from_document

@@ -176,3 +176,32 @@ def test_a_good_foreign_tar_is_taken(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"There is no file at .*none\.tar\.$"):
         store.import_(tmp_path / "none.tar")
+
+
+def test_a_file_that_is_added_belongs_to_the_object_and_its_key_stays(tmp_path: Path) -> None:
+    folder = put(label="as-is")
+    before, inode = store.manifest(KEY), (folder / "weights.bin").stat().st_ino
+    for text in ("first", "second"):
+        store.amend(KEY, "notes.json", text)
+        assert (folder / "notes.json").read_text() == text
+        assert store.verify(KEY) == []
+    after = store.manifest(KEY)
+    assert {name: after["files"][name] for name in before["files"]} == before["files"]
+    assert after["files"].keys() - before["files"].keys() == {"notes.json"}
+    assert {fact: after[fact] for fact in ("key", "created", "label")} == {
+        f: before[f] for f in ("key", "created", "label")
+    }
+    assert (folder / "weights.bin").stat().st_ino == inode
+    assert (folder / "notes.json").stat().st_mode & 0o777 == 0o444
+    store.export(KEY, tmp_path / "it.tar")
+    store.remove(KEY)
+    assert store.import_(tmp_path / "it.tar") == KEY
+    assert (folder / "notes.json").read_text() == "second"
+
+
+def test_what_is_wrong_with_an_object_stays_wrong_when_a_file_is_added() -> None:
+    folder = put()
+    (folder / "weights.bin").chmod(0o644)
+    (folder / "weights.bin").write_bytes(b"4321")
+    store.amend(KEY, "notes.json", "text")
+    assert store.verify(KEY) == ["weights.bin has changed"]

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from quicksilver.errors import BadInputError, NotEnoughError, QuicksilverError
 from quicksilver.nouns.artifact import MANIFEST, RECIPE, Artifact
 from quicksilver.sources.home import home, need_disk, writable, writing
+from quicksilver.sources.links import link_all
 
 READ_ONLY = 0o444
 _REMOVED = "removed"
@@ -92,6 +93,15 @@ def new(key: str, facts: Mapping[str, Any], *, source: str | None = None) -> Ite
             (fresh / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True))
             (fresh / MANIFEST).chmod(READ_ONLY)
             put(fresh, key)
+
+
+def amend(key: str, name: str, text: str) -> None:
+    """Give an object a file besides those that its key stands for, or another in place of one; its manifest has it, too."""
+    with locked(key):
+        facts = {fact: value for fact, value in manifest(key).items() if fact not in ("key", "files")}
+        with new(key, facts, source=key) as target:
+            link_all(path(key), target, but=(MANIFEST, name))
+            (target / name).write_text(text, encoding="utf-8")
 
 
 def put(folder: Path, key: str) -> None:

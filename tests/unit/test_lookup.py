@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
+from quicksilver.engines.openvino.lookup import (
+    GRAIN,
+    LONGEST,
+    SCRATCH_TOKENS,
+    Confidence,
+    Floats,
+    Guess,
+    Ints,
+    Lookup,
+    Pace,
+    Shape,
+)
 
 Text = st.lists(st.integers(0, 3), max_size=40)
 Chances = st.lists(
@@ -16,6 +28,21 @@ Chances = st.lists(
     min_size=1,
     max_size=3,
 )
+
+
+class Linear(Pace):
+    """Steps whose time is known: so much, so much more for each extra token, and for a new shape."""
+
+    def __init__(self, base: float, extra: float, new: float = 0.0) -> None:
+        super().__init__()
+        self._base, self._each, self._new = base, extra, new
+
+    @property
+    def new_ms(self) -> float:
+        return self._new
+
+    def of(self, streams: int, extra: Ints) -> Floats:
+        return self._base + self._each * extra.astype(float)
 
 
 def slow_guess(text: list[int], most: int) -> Guess | None:
@@ -64,22 +91,66 @@ def test_what_is_taken_gives_the_most_tokens_a_second(
         padded = -(-size // grain) * grain if sum(taken) else size
         return tokens / (base + extra * (padded - len(chances)))
 
-    taken = worthwhile(chances, base, extra, room=room, grain=grain)
+    taken = Shape().choose(chances, Linear(base, extra), room, grain=grain)
     assert sum(taken) <= room
     options = itertools.product(*(range(len(row) + 1) for row in chances))
     best = max(rate(option) for option in options if sum(option) <= room)
     assert rate(tuple(taken)) == pytest.approx(best, rel=1e-9)
 
 
+@given(st.lists(Chances, max_size=12), st.floats(0, 30), st.booleans(), st.integers(0, 60))
+def test_steps_have_room_for_what_was_chosen(
+    steps: list[list[list[float]]], new: float, always: bool, room: int
+) -> None:
+    shape = Shape()
+    for chances in steps:
+        streams, all_of_them = len(chances), min(room, sum(map(len, chances)))
+        guessed = sum(shape.choose(chances, Linear(10, 1, new), room, least=room if always else 0))
+        assert guessed <= all_of_them
+        assert guessed == all_of_them or not always
+        padding, _ = shape.step(streams, streams + guessed)
+        assert 0 <= padding <= SCRATCH_TOKENS
+        size = streams + guessed + padding
+        assert size % GRAIN == 0 or size == streams
+
+
+def test_a_shape_is_kept_until_keeping_it_costs_as_much_as_a_new_one() -> None:
+    shape, pace = Shape(), Linear(10, 0.5, new=9)
+    sure: list[list[float]] = [[0.9] * 8, [0.9] * 8]
+    shape.choose(sure, pace, 99)
+    assert shape.step(2, 18) == (6, True)
+    news = []
+    for _ in range(8):  # nothing to guess any more: each step of 24 tokens costs 11 ms more than one of 2
+        assert sum(shape.choose([[], []], pace, 99)) == 0
+        news.append(shape.step(2, 2))
+    assert news == [(0, True), *[(0, False)] * 7]
+    shape.leave()
+    assert shape.step(2, 2) == (0, True)
+
+    shape, pace = Shape(), Linear(10, 0.5, new=25)
+    shape.choose(sure, pace, 99)
+    shape.step(2, 18)
+    news = []
+    for _ in range(4):
+        shape.choose([[], []], pace, 99)
+        news.append(shape.step(2, 2))
+    assert news == [(22, False), (22, False), (0, True), (0, False)]
+
+
+def linear(pace: Pace, streams: int) -> tuple[float, float]:
+    """The ms of a step without extra tokens, and of the first extra one."""
+    base, more = pace.of(streams, np.arange(2)).tolist()
+    return base, more - base
+
+
 @given(st.floats(1, 50), st.floats(0.1, 5), st.floats(0.1, 5), st.integers(0, 2**32))
 def test_pace_learns_what_a_step_costs(start: float, each: float, extra: float, seed: int) -> None:
     pace = Pace()
-    assert pace.of(1) is None
+    assert not pace.knows
     for step in range(256):
         streams, more = 1 + (step * 7 + seed) % 8, (step * 5 + seed // 8) % 12
         pace.learn(streams, more, start + each * streams + extra * more)
-    found = pace.of(4)
-    assert found is not None
+    found = linear(pace, 4)
     # What it is wrong by is small beside the steps that it saw, whose mean has 5.5 extra tokens.
     seen = start + 4.5 * each + 5.5 * extra
     assert found[0] == pytest.approx(start + 4 * each, abs=0.05 * seen)
@@ -95,15 +166,11 @@ def test_a_step_that_something_else_held_up_changes_little() -> None:
     pace.learn(2, 0, 5000.0)
     for step in range(15):
         pace.learn(2, step % 4, 10.0 + step % 4)
-    found = pace.of(2)
-    assert found is not None
-    assert found[0] == pytest.approx(10, rel=0.2)
+    assert linear(pace, 2)[0] == pytest.approx(10, rel=0.2)
 
 
 def test_where_guessing_has_not_been_tried_it_is_taken_to_cost_a_little() -> None:
     pace = Pace()
     for _ in range(100):
         pace.learn(1, 0, 10.0)
-    found = pace.of(1)
-    assert found is not None
-    assert 0.1 < found[1] < 1.0
+    assert 0.1 < linear(pace, 1)[1] < 1.0

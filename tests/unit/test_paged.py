@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
+import shutil
 import statistics
 import threading
 from collections import Counter
@@ -19,13 +19,14 @@ import pytest
 from scipy import stats
 
 from quicksilver import api
-from quicksilver.engines.openvino import paged
-from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, Work
+from quicksilver.engines.openvino.files import conditions
+from quicksilver.engines.openvino.graph import Work
 from quicksilver.engines.openvino.lookup import Guess
-from quicksilver.engines.openvino.paged import GRAIN, PagedDecoder
+from quicksilver.engines.openvino.paged import PagedDecoder
 from quicksilver.engines.openvino.sampling import Choice
 from quicksilver.errors import EngineError
-from quicksilver.nouns import Burst, Recipe, Request, Settings
+from quicksilver.nouns import Burst, Recipe, Request, Settings, SpeculationTable
+from quicksilver.nouns.speculation import FILE
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.techniques import make
 from quicksilver.testing.engine_contract import until
@@ -33,6 +34,7 @@ from quicksilver.testing.tiny import make_tiny_model
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 LOOKUP = {"kind": "prompt_lookup", "tokens": 6}
+ALWAYS = LOOKUP | {"adapts": False}
 PROMPTS = [[(7 * n * i + i * i) % 500 + 3 for i in range(5 + 23 * n)] for n in range(1, 7)]
 
 
@@ -100,6 +102,7 @@ def alone(artifact: Path) -> list[list[int]]:
         {"max_batched_tokens": 16},
         {"max_streams": 2},
         {"speculation": LOOKUP},
+        {"speculation": ALWAYS},
         {"speculation": LOOKUP, "max_batched_tokens": 24},
         {"prefix_caching": True},
         {"prefix_caching": True, "speculation": LOOKUP, "max_batched_tokens": 32},
@@ -117,31 +120,38 @@ def test_a_batch_gives_what_each_gives_alone(artifact: Path, alone: list[list[in
 
 
 def test_guesses_are_made_and_are_right_where_the_text_repeats_itself(artifact: Path) -> None:
-    with opened(artifact, speculation=LOOKUP) as decoder:
+    with opened(artifact, speculation=ALWAYS) as decoder:
         (heard,) = decode(decoder, greedy(PROMPTS[0], 400))
         assert len(heard.bursts) < 300
         assert decoder.accepted > 100
         assert decoder.accepted <= decoder.drafted
 
 
-def test_steps_keep_their_shape_within_the_scratch_room(artifact: Path) -> None:
-    with opened(artifact, speculation=LOOKUP) as decoder:
-        random.seed(0)
-        sizes = []
-        for _ in range(3000):
-            streams = random.choice((1, 8))
-            tokens = streams + random.choice((0, 0, 1, 5, 12, 40, 72, 104))
-            padding = decoder._padding(streams, tokens)
-            assert 0 <= padding <= SCRATCH_TOKENS
-            sizes.append(tokens + padding)
-            assert sizes[-1] == streams or sizes[-1] % GRAIN == 0
-        assert sum(a == b for a, b in itertools.pairwise(sizes)) > 500
+@pytest.mark.parametrize(("token_ms", "pays"), [(1000.0, False), (1e-6, True)])
+def test_a_table_decides_from_the_first_step_on(artifact: Path, tmp_path: Path, token_ms: float, pays: bool) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(artifact, folder)
+    settings = Settings.model_validate({"speculation": LOOKUP})
+    table = SpeculationTable(
+        **conditions(settings),
+        context_tokens=100,
+        streams=(1, 8),
+        lengths=(0, 6),
+        step_ms=((10, 10 + 7 * token_ms), (20, 20 + 48 * token_ms)),
+        guessed=(0, 6),
+        gained=(1, 3),
+    )
+    (folder / FILE).write_text(table.model_dump_json())
+    with opened(folder, speculation=LOOKUP) as decoder:
+        (heard,) = decode(decoder, greedy(list(range(500)), 4))  # whatever comes next has been there before
+        assert (decoder.drafted > 0) == pays
+        assert len(heard.tokens) == 4
 
 
 @pytest.mark.parametrize("speculate", [0, None])
 def test_a_seed_gives_the_same_with_and_without_guesses(artifact: Path, speculate: int | None) -> None:
     request = greedy(PROMPTS[1], 60, temperature=0.7, top_p=0.9, seed=11, speculate_tokens=speculate)
-    with opened(artifact) as plain, opened(artifact, speculation=LOOKUP) as guessing:
+    with opened(artifact) as plain, opened(artifact, speculation=ALWAYS) as guessing:
         assert decode(plain, request)[0].tokens == decode(guessing, request)[0].tokens
 
 
@@ -330,25 +340,14 @@ def likeness(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -> 
     return float(stats.chi2_contingency(np.array(cells), lambda_="log-likelihood").pvalue)
 
 
-@pytest.fixture
-def _everything_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pays depends on how fast the machine is."""
-
-    def every(chances: Sequence[Sequence[float]], *_: float, **__: int) -> list[int]:
-        return [len(row) for row in chances]
-
-    monkeypatch.setattr(paged, "worthwhile", every)
-
-
 @pytest.fixture(scope="module")
 def unguessed(artifact: Path) -> Counter[tuple[int, ...]]:
     with opened(artifact) as decoder:
         return drawn(decoder, 0)
 
 
-@pytest.mark.usefixtures("_everything_is_guessed")
 def test_sampling_keeps_its_distribution_under_guesses(artifact: Path, unguessed: Counter[tuple[int, ...]]) -> None:
-    with opened(artifact, speculation=LOOKUP) as decoder:
+    with opened(artifact, speculation=ALWAYS) as decoder:
         guessed = drawn(decoder, DRAWS)  # with the same seeds the very answers would be the same
         assert decoder.drafted > 2 * DRAWS
         assert 0.1 < decoder.accepted / decoder.drafted < 0.9
@@ -356,11 +355,10 @@ def test_sampling_keeps_its_distribution_under_guesses(artifact: Path, unguessed
     assert likeness(unguessed, guessed) > FAIR
 
 
-@pytest.mark.usefixtures("_everything_is_guessed")
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_a_rule_that_favours_guesses_does_not_pass_for_one_that_keeps_the_distribution(
     artifact: Path, unguessed: Counter[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     monkeypatch.setattr(Partial, "share", share)
-    with opened(artifact, Partial, speculation=LOOKUP) as decoder:
+    with opened(artifact, Partial, speculation=ALWAYS) as decoder:
         assert likeness(unguessed, drawn(decoder, DRAWS)) < FAIR

@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 from pydantic import Field
@@ -52,9 +53,9 @@ class Job(Noun):
     round: int = 0
 
 
-def call(prompt: Prompt, max_tokens: int) -> Call:
+def call(prompt: Prompt, max_tokens: int, fields: Mapping[str, Any] = MappingProxyType({})) -> Call:
     """Make a prompt's request: conversations go to chat completions, texts and token ids to completions."""
-    body: dict[str, Any] = {"max_tokens": prompt.max_tokens or max_tokens}
+    body: dict[str, Any] = {"max_tokens": prompt.max_tokens or max_tokens, **fields}
     if prompt.ignore_eos:
         body["ignore_eos"] = True
     if prompt.messages is not None:
@@ -73,6 +74,7 @@ def run_load(
     out: Path,
     round: int = 0,  # noqa: A002  the Sample's word
     warmup: bool = False,
+    fields: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     timeout_s: float = 600.0,
@@ -81,6 +83,7 @@ def run_load(
 
     The Samples are appended to `out` (JSONL) as they end. A request that fails is a Sample with its error; one that
     takes over `timeout_s` has failed, and when the server has said nothing at all for that long the rest isn't sent.
+    `fields` go into every request's body, such as a temperature (0 by default).
     `on_note` gets a sentence for each doubt about the figures (the client was busy or late, the server counts no
     tokens); without it they are logged. Raises BadInputError, or EngineError if the client can't do its work.
     """
@@ -92,7 +95,7 @@ def run_load(
     job = Job(
         url=endpoint.url.rstrip("/"),
         model=endpoint.model,
-        calls=tuple(call(prompt, max_tokens) for prompt in prompts),
+        calls=tuple(call(prompt, max_tokens, fields) for prompt in prompts),
         concurrency=concurrency,
         out=out.absolute(),
         timeout_s=timeout_s,

@@ -21,7 +21,7 @@ import threading
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,7 +32,19 @@ from quicksilver import __version__
 from quicksilver.engines.grammar import Grammar, Grammars
 from quicksilver.engines.process import serve_process
 from quicksilver.errors import BadInputError
-from quicksilver.nouns import Burst, Decoder, Endpoint, Engine, Request, Settings, Speculation, Step, Technique
+from quicksilver.nouns import (
+    Burst,
+    Decoder,
+    Endpoint,
+    Engine,
+    Prompt,
+    Request,
+    Settings,
+    Speculation,
+    SpeculationTable,
+    Step,
+    Technique,
+)
 from quicksilver.nouns.engine import DecoderStats
 
 FILE = "fake.json"
@@ -89,6 +101,28 @@ class Fake(Engine):
     ) -> AbstractContextManager[Endpoint]:
         """Serve through the gateway, in a process of its own."""
         return serve_process(self.name, artifact, settings, port=port, log=log)
+
+    def speculation_table(
+        self, artifact: Path, settings: Settings, answers: Sequence[tuple[Prompt, str]]
+    ) -> SpeculationTable | None:
+        """Return what `step_ms` says, and that half of what is guessed holds. It doesn't decode by it."""
+        if settings.speculation is None:
+            return None
+        times = {name: float(settings.properties.get(name, value)) for name, value in PROPERTIES.items()}
+        streams, lengths = (1, 4), (0, settings.speculation.tokens)
+        costs = {"batch_cost": times["batch_cost"], "draft_cost": times["draft_cost"]}
+        decode_ms = times["decode_ms"] or 1.0
+        return SpeculationTable(
+            machine="none",
+            engine=f"fake {self.version()}",
+            threads=1,
+            context_tokens=1,
+            streams=streams,
+            lengths=lengths,
+            step_ms=tuple(tuple(step_ms(decode_ms, n, n * length, **costs) for length in lengths) for n in streams),
+            guessed=lengths,
+            gained=tuple(1 + length / 2 for length in lengths),
+        )
 
     def open(self, artifact: Path, settings: Settings) -> FakeDecoder:
         """Open a folder that has a config.json. Raises BadInputError for an unknown property."""

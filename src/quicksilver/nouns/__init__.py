@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.sample import Sample
     from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
     from quicksilver.nouns.settings import Settings, Speculation
+    from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Choices, Step, Technique
     from quicksilver.nouns.workload import Message, Prompt, Split, Workload
 
@@ -28,6 +29,7 @@ _HOMES = {
     **dict.fromkeys(("Model", "ModelFacts"), "model"),
     **dict.fromkeys(("Candidate", "Lengths", "Result"), "result"),
     **dict.fromkeys(("Cost", "Figure", "Latency", "Quality", "Score", "Speed"), "score"),
+    "SpeculationTable": "speculation",
     **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
     **dict.fromkeys(("Message", "Prompt", "Split", "Workload"), "workload"),
     **{name: name.lower() for name in ("Artifact", "Goal", "Recipe", "Sample")},
@@ -37,7 +39,7 @@ __all__ = [
     "Artifact", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Decoder", "Difference", "Endpoint", "Engine", "Figure",
     "Goal", "Hardware",
     "Latency", "Lengths", "Message", "Model", "ModelFacts", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
-    "Score", "Settings", "Speculation", "Speed", "Split", "Step", "Technique", "Trial", "Verdict", "Workload",
+    "Score", "Settings", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Trial", "Verdict", "Workload",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from quicksilver.nouns.settings import Settings
+    from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Step, Technique
+    from quicksilver.nouns.workload import Prompt
 
 
 @dataclass(slots=True)
@@ -150,6 +152,15 @@ class Engine(ABC):
 
     def compile(self, artifact: Path, settings: Settings) -> None:  # noqa: B027  nothing is a fair way to do it
         """Do ahead of time, in a process of its own, what the first start would do once for all. Not every engine has such."""
+
+    def speculation_table(
+        self, artifact: Path, settings: Settings, answers: Sequence[tuple[Prompt, str]]
+    ) -> SpeculationTable | None:
+        """Measure what guessing costs on this machine, and what it gains on prompts with their answers.
+
+        None for an engine, or a kind of speculation, that doesn't follow the load. Raises EngineError if measuring fails.
+        """
+        return None
 
     def open(self, artifact: Path, settings: Settings) -> Decoder:
         """Open an artefact inside this process, for engines that the gateway embeds."""

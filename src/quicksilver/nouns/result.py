@@ -10,6 +10,7 @@ from quicksilver.nouns.base import Noun
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.hardware import Hardware, Price
 from quicksilver.nouns.score import Score
+from quicksilver.nouns.speculation import SpeculationTable
 
 RESULT_VERSION = 1
 
@@ -60,6 +61,7 @@ class Result(Noun):
     remarks: tuple[str, ...] = Field((), description="what a reader of the figures has to know")
     seconds: dict[str, float] = Field(default_factory=dict, description="where the time of the run went, by phase")
     peak_memory_mb: float | None = None
+    speculation: SpeculationTable | None = Field(None, description="what guessing costs and gains the winner, by load")
 
     def candidate(self, label: str) -> Candidate | None:
         """The candidate of that label."""

@@ -17,6 +17,9 @@ class Speculation(Noun):
     tokens: Annotated[int, Field(ge=1, le=32)] = 12
     max_ngram: Annotated[int, Field(ge=1, le=8)] = 8
     draft: str | None = Field(None, description="the draft's folder inside the artefact")
+    adapts: bool = Field(
+        True, description="take fewer where the load makes them cost more than they gain, where the engine can"
+    )
 
 
 class Settings(Noun):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 from quicksilver.errors import EngineError
 from quicksilver.nouns.engine import Decoder, Endpoint, Engine
 from quicksilver.nouns.settings import Settings
+from quicksilver.nouns.speculation import SpeculationTable
+from quicksilver.nouns.workload import Prompt
 
 
 class OpenVino(Engine):
@@ -54,6 +56,15 @@ class OpenVino(Engine):
         from quicksilver.engines.openvino.files import properties_of
 
         open_graph(artifact, properties_of(settings), keep=True)
+
+    def speculation_table(
+        self, artifact: Path, settings: Settings, answers: Sequence[tuple[Prompt, str]]
+    ) -> SpeculationTable | None:
+        if settings.speculation is None or settings.speculation.kind != "prompt_lookup" or not answers:
+            return None
+        from quicksilver.engines.openvino.measure import Job, measure_apart
+
+        return measure_apart(Job(artifact=artifact, settings=settings, answers=tuple(answers)))
 
     def open(self, artifact: Path, settings: Settings) -> Decoder:
         _import_lightly()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quicksilver.hardware import available_memory
+from quicksilver.errors import said
+from quicksilver.hardware import available_memory, detect
 from quicksilver.nouns.settings import Settings
+from quicksilver.nouns.speculation import FILE, SpeculationTable
 
 log = logging.getLogger(__name__)
 
@@ -58,3 +61,31 @@ def properties_of(settings: Settings) -> dict[str, Any]:
     if settings.kv_precision != "default":
         properties["KV_CACHE_PRECISION"] = settings.kv_precision
     return properties
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """Return what a measured time holds under: machine, engine and threads, as a SpeculationTable names them."""
+    machine = detect()
+    return {
+        "machine": f"{machine.cpu}, {machine.cores} cores, {', '.join(machine.isa)}",
+        "engine": f"OpenVINO {version('openvino')}",
+        "threads": settings.threads or machine.cores,
+    }
+
+
+def speculation_table(artifact: Path, settings: Settings) -> SpeculationTable | None:
+    """Return an artefact's table if it holds here; one that doesn't, or can't be read, is logged and left."""
+    if settings.speculation is None:
+        return None
+    try:
+        table = SpeculationTable.read(artifact)
+    except ValueError as error:
+        log.warning("%s can't be read and isn't used: %s", FILE, said(error))
+        return None
+    if table is None:
+        return None
+    for name, here in conditions(settings).items():
+        if (there := getattr(table, name)) != here:
+            log.warning("%s was measured with %s %r, which is %r here, and isn't used", FILE, name, there, here)
+            return None
+    return table

@@ -12,11 +12,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from quicksilver.engines.openvino.compiled import open_graph
+from quicksilver.engines.openvino.lookup import SCRATCH_TOKENS
 from quicksilver.engines.openvino.rewrite import ROWS
 from quicksilver.errors import EngineError
-
-SCRATCH_TOKENS = 64
-"""Tokens that a step can be padded with."""
 
 
 @dataclass(slots=True)
@@ -65,6 +63,7 @@ class Graph:
             )
         scratch = range(self.blocks, self.blocks + -(-SCRATCH_TOKENS // self.block_tokens))
         self._scratch = list(scratch)
+        self._caches = [port.get_any_name() for port in caches]
         for shape, port in zip(shapes, caches, strict=True):
             # Not filled: the system gives memory to blocks as they are first written.
             self._request.set_tensor(
@@ -129,3 +128,11 @@ class Graph:
             self._aborted = False
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(len(wanted), -1)[:total]
+
+    def copy(self, blocks: Sequence[int], to: Sequence[int]) -> None:
+        """Copy the keys and values of some blocks to as many others."""
+        for name in self._caches:
+            tensor = self._request.get_tensor(name)
+            # Four-bit values come as flat bytes.
+            rows = tensor.data.reshape(tensor.shape[0], -1)
+            rows[to] = rows[blocks]

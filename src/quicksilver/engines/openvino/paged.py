@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from quicksilver.engines.grammar import Grammars
 from quicksilver.engines.openvino.blocks import Blocks
-from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, properties_of
-from quicksilver.engines.openvino.graph import SCRATCH_TOKENS, AbortedError, Graph, Work
-from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, worthwhile
+from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, properties_of, speculation_table
+from quicksilver.engines.openvino.graph import AbortedError, Graph, Work
+from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, Shape
 from quicksilver.engines.openvino.sampling import Sampler, log_normaliser
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
 from quicksilver.nouns.settings import Settings
@@ -27,8 +27,6 @@ from quicksilver.nouns.settings import Settings
 logger = logging.getLogger(__name__)
 
 Logits = NDArray[np.float32]
-GRAIN = 8
-"""Steps with guessed tokens have a multiple of this many tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,17 +66,16 @@ class PagedDecoder(Decoder):
         size = partial(_cache_bytes, artifact, settings)
         self._graph = Graph(artifact, properties_of(settings), size, keep=settings.compiled_cache)
         self._blocks = Blocks(self._graph.blocks, self._graph.block_tokens, caching=settings.prefix_caching)
-        self._confidence = Confidence()
-        self._pace = Pace()
+        table = speculation_table(artifact, settings)
+        self._confidence = Confidence(table)
+        self._pace = Pace(table)
         self._numbers = count()
         self._running: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._incoming: deque[_Sequence] = deque()
         self._cancelled: deque[int] = deque()
         self._wake = threading.Event()
-        self._shape = 0, 0
-        """Streams and tokens of the last step without prefill."""
-        self._shrinks = False
+        self._shape = Shape()
         self._reading: frozenset[int] = frozenset()
         """Sequences whose prompt the step at hand computes, if it may be given up for them."""
         self._aborted = False
@@ -208,7 +205,7 @@ class PagedDecoder(Decoder):
         decoding = all(sequence.decoding for sequence, _, _ in work)
         begun = time.perf_counter()
         total = sum(len(piece.tokens) for _, piece, _ in work)
-        padding = self._padding(len(work), total) if decoding else 0
+        padding, new = self._shape.step(len(work), total) if decoding else (0, False)
         # Never twice in a row if others lose by it: who comes and goes must not hold them up for good.
         if len(work) == 1 or not self._aborted:
             self._reading = frozenset(sequence.number for sequence, _, _ in work if not sequence.decoding)
@@ -223,17 +220,7 @@ class PagedDecoder(Decoder):
         self._give_out(work, logits)
         if decoding:
             extra = total + padding - len(work)
-            self._pace.learn(len(work), extra, (time.perf_counter() - begun) * 1000)
-
-    def _padding(self, streams: int, tokens: int) -> int:
-        """Return how many tokens to pad a step with, so that steps keep their shape: it shrinks at the second occasion."""
-        size = tokens if tokens == streams else -(-tokens // GRAIN) * GRAIN
-        if self._shape[0] == streams and size < self._shape[1] <= tokens + SCRATCH_TOKENS and not self._shrinks:
-            self._shrinks = True
-            return self._shape[1] - tokens
-        self._shrinks = False
-        self._shape = streams, size
-        return size - tokens
+            self._pace.learn(len(work), extra, (time.perf_counter() - begun) * 1000, new=new)
 
     def _admit(self) -> None:
         """Let waiting sequences in while their prompts find room."""
@@ -253,8 +240,10 @@ class PagedDecoder(Decoder):
 
     def _guesses(self, decoding: list[_Sequence]) -> dict[int, Guess]:
         """Choose how many guessed tokens to check for each sequence."""
-        pace = self._pace.of(len(decoding))
-        if self._settings.speculation is None or pace is None:
+        speculation = self._settings.speculation
+        if len(decoding) < len(self._running):
+            self._shape.leave()
+        if speculation is None or not decoding or not self._pace.knows:
             return {}
         found: dict[int, Guess] = {}
         for sequence in decoding:
@@ -268,7 +257,7 @@ class PagedDecoder(Decoder):
         room = max(0, self._settings.max_batched_tokens - len(decoding))
         if len(decoding) < len(self._running):
             room //= 2  # a prompt that is being read gets on, too
-        taken = worthwhile(chances, *pace, room=room, grain=GRAIN)
+        taken = self._shape.choose(chances, self._pace, room, least=0 if speculation.adapts else room)
         return {
             sequence.number: Guess(found[sequence.number].tokens[:length], found[sequence.number].match)
             for sequence, length in zip(decoding, taken, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quicksilver.bench import findings
-from quicksilver.nouns import Candidate, Figure, Goal, Result
+from quicksilver.nouns import Candidate, Figure, Goal, Result, SpeculationTable
 
 Mark = Literal["winner", "as-is", "over", ""]
 
@@ -197,6 +197,19 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
     ]
     kept = [i for i in range(len(heads)) if any(cells[i] != Cell() for _, cells in rows)]
     return [heads[i] for i in kept], [(label, [cells[i] for i in kept]) for label, cells in rows]
+
+
+def speculation_details(table: SpeculationTable) -> tuple[list[str], list[list[str]]]:
+    """The heads and rows of a table of tokens/s by streams and guessed tokens, with the time of a step; * marks a row's best."""
+    heads = ["streams", *("no guesses" if length == 0 else f"{length} guessed" for length in table.lengths)]
+    rows = []
+    for streams, times, rates in zip(table.streams, table.step_ms, table.tokens_per_s, strict=True):
+        cells = [
+            f"{'*' if rate == max(rates) else ''}{rate:.0f} ({findings.number(ms)} ms)"
+            for rate, ms in zip(rates, times, strict=True)
+        ]
+        rows.append([str(streams), *cells])
+    return heads, rows
 
 
 def _share(share: float | None) -> Cell:

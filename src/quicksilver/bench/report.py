@@ -270,6 +270,7 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         columns=columns,
         rows=table_columns.rows(result, columns),
         quality=table_columns.quality_details(result),
+        speculation=table_columns.speculation_details(result.speculation) if result.speculation else None,
         lowest=min(findings.concurrencies(result), default=None),
         marks=MARKS,
         charts=drawn,

@@ -60,10 +60,16 @@ def list_() -> None:
 @json_option
 def show(key: str) -> None:
     """Show one object: what it was built from, with what, and its files. The beginning of a key is enough."""
+    from quicksilver.bench.columns import speculation_details
     from quicksilver.build import store as objects
+    from quicksilver.nouns.speculation import SpeculationTable
 
     full = objects.resolve(key)
     manifest = objects.manifest(full)
+    try:
+        guessing = SpeculationTable.read(objects.path(full))
+    except ValueError as error:
+        raise DamagedError(f"The speculation table of {full} can't be read; optimize makes it anew.") from error
 
     def write(out: Console) -> None:
         out.print(str(objects.path(full)), soft_wrap=True)
@@ -73,8 +79,15 @@ def show(key: str) -> None:
         out.print()
         files = [[name, size(entry["bytes"]), entry["sha256"]] for name, entry in manifest["files"].items()]
         out.print(table(["file", "size", "sha256"], files, right=(1,)))
+        if guessing is not None:
+            heads, rows = speculation_details(guessing)
+            out.print(
+                f"\nTokens/s by guessed tokens (and a step's ms), {guessing.machine}, {guessing.threads} threads:"
+            )
+            out.print(table(heads, rows, right=range(len(heads))))
 
-    emit(manifest | {"path": str(objects.path(full))}, write)
+    more = {} if guessing is None else {"speculation": guessing.model_dump(mode="json")}
+    emit(manifest | {"path": str(objects.path(full))} | more, write)
 
 
 @store.command()

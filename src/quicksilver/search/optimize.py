@@ -21,7 +21,7 @@ from quicksilver.nouns.result import Result
 from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Prompt
 from quicksilver.search import space
-from quicksilver.search.outcome import result_of, standing
+from quicksilver.search.outcome import result_of, standing, with_speculation
 from quicksilver.search.state import Entry, Search, artifact_of
 from quicksilver.sources import workloads
 from quicksilver.sources.home import home, writable
@@ -55,7 +55,7 @@ def optimize(search: Search, recipes: Sequence[Recipe] | None = None) -> Result:
     else:
         _prove_given(search, recipes)
     _final(search)
-    return result_of(search)
+    return with_speculation(search, result_of(search))
 
 
 def _add(search: Search, stack: Sequence[Technique]) -> Entry:

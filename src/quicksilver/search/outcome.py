@@ -6,15 +6,22 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from quicksilver import engines
 from quicksilver.bench import stats
 from quicksilver.bench.price import cost
 from quicksilver.build import build as building
 from quicksilver.build import store
+from quicksilver.errors import EngineError
 from quicksilver.hardware import detect
 from quicksilver.nouns.result import Candidate, Lengths, Result
 from quicksilver.nouns.score import Figure, Score
+from quicksilver.nouns.speculation import FILE
 from quicksilver.search.choice import choose, merit
+from quicksilver.search.run import Run
 from quicksilver.search.state import Entry, Search
+
+ANSWERS = 100
+"""Answers that guesses are replayed on, at most."""
 
 
 def standing(search: Search, entry: Entry) -> float:
@@ -90,9 +97,13 @@ def result_of(search: Search) -> Result:
         best=best,
         why=why,
         remarks=tuple(run.remarks),
-        seconds={name: round(value, 1) for name, value in run.spent.items()},
+        seconds=_seconds(run),
         peak_memory_mb=round(run.peak_memory_mb),
     )
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in run.spent.items()}
 
 
 def _lengths(search: Search) -> Lengths | None:
@@ -108,6 +119,30 @@ def _lengths(search: Search) -> Lengths | None:
         answer_p50=round(stats.percentiles(answers, (50,))[0]),
         answer_max=answers[-1],
     )
+
+
+def with_speculation(search: Search, result: Result) -> Result:
+    """Measure what guessing costs and gains the winner by load, and keep that in its artefact and the result."""
+    winner = next((e for e in search.entries if e.recipe.label == result.best), None)
+    if winner is None or winner.artifact is None or winner.artifact.settings.speculation is None:
+        return result
+    run, artifact = search.run, winner.artifact
+    prompts = {p.id: p for p in search.workload.evaluation}
+    samples = [s for s in run.samples(winner.hash, winner.rounds) if s.text and s.prompt_id in prompts]
+    answers = [(prompts[s.prompt_id], s.text) for s in samples[:ANSWERS]]
+    run.tell("speculation", f"{winner.recipe.label}: steps by streams and guessed tokens")
+    with run.phase("speculation"):
+        try:
+            table = engines.find(search.engine).speculation_table(artifact.path, artifact.settings, answers)
+        except EngineError as error:
+            run.remark(str(error))
+            return result.model_copy(update={"remarks": tuple(run.remarks)})
+        if table is None:
+            return result
+        table = table.model_copy(update={"workload": search.workload.name})
+        store.amend(artifact.key, FILE, table.model_dump_json(indent=1))
+    run.spent["total"] = run.elapsed_s
+    return result.model_copy(update={"speculation": table, "seconds": _seconds(run)})
 
 
 def keep_artifact(search: Search, result: Result) -> None:

@@ -20,6 +20,7 @@ JOBS = {
     "decoder": [str(HERE / "decoder.py")],
     "gateway": [str(HERE / "gateway.py"), str(RECIPES[0])],
     "soak": [str(HERE / "soak.py"), str(RECIPES[0])],
+    "speculation": [str(HERE / "speculation.py"), "--chart", str(RESULTS / "speculation.svg")],
     "main_job": [str(HERE / "main_job.py")],
 }
 
@@ -110,7 +111,35 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
         ),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + _speculation())
+
+
+def _speculation() -> list[str]:
+    """Return what following the load is worth against the better of always and never; nothing before it was measured."""
+    file = RESULTS / "speculation.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    modes = list(next(iter(found["results"].values()))[0]["tokens_per_s"])
+    lines = [
+        "",
+        "![Tokens/s by streams: speculation off, always on, and by load](benchmarks/results/speculation.svg)",
+        "",
+        f"| prompts | streams | {' | '.join(modes)} | by load against the better of the two |",
+        "| --- " * (3 + len(modes)) + "|",
+    ]
+    for name, rows in found["results"].items():
+        for row in rows:
+            rates = " | ".join(_ranged(row["tokens_per_s"][mode], 0) for mode in modes)
+            lines.append(f"| {name} | {row['streams']} | {rates} | {_ranged(row['ratio_to_better'], 2)}x |")
+    return [
+        *lines,
+        "",
+        (
+            f"Tokens/s, {found['recipe']}, answers of {found['answer_tokens']} tokens; `always on` guesses {found['always_on_tokens']}. "
+            f"{found['rounds']} interleaved rounds over HTTP; in brackets their range. Commit {found['commit']}, {found['time']}."
+        ),
+    ]
 
 
 def _ranged(figure: dict[str, Any] | None, digits: int) -> str:

@@ -341,14 +341,17 @@ def serve(
     api_keys: Sequence[str] = (),
     max_waiting: int = 256,
     request_timeout_s: float = 600,
+    log_format: Literal["json", "text", "none"] = "none",
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
 
     With `api_keys` each request has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and
     an answer that takes longer than `request_timeout_s` is ended. With `replace` it takes the port over from the server
-    that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on.
+    that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on,
+    and `log_format` is that of a line a request on stderr.
     """
+    from quicksilver.serve.access import set_up_logs
     from quicksilver.serve.limits import Limits
     from quicksilver.serve.server import Place
     from quicksilver.serve.server import serve as run_server
@@ -360,6 +363,7 @@ def serve(
         request_timeout_s=request_timeout_s,
         api_keys=tuple(api_keys),
     )
+    set_up_logs(log_format)
     place = Place(host, port, insecure=insecure, replace=replace)
     settings = artifact.settings.model_dump_json()
     run_server(artifact.engine, artifact.path, settings, place, limits=limits, say=say or _silent)

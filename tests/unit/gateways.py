@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from quicksilver.engines.fake import Fake
 from quicksilver.nouns import Burst, Decoder, Endpoint, Request, Settings
 from quicksilver.nouns.engine import DecoderStats
+from quicksilver.serve.connection import make_server
 from quicksilver.serve.gateway import Gateway
 from quicksilver.serve.limits import Limits
 from quicksilver.sources.text import Tokenizer
@@ -54,10 +53,11 @@ class Puppet(Decoder):
 
 
 @contextmanager
-def running(gateway: Gateway, attach: Callable[[], tuple[Tokenizer, Decoder]] | None) -> Iterator[Endpoint]:
-    """Serve a gateway from a thread of this process."""
-    config = uvicorn.Config(gateway.app(), http="httptools", lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+def running(
+    gateway: Gateway, attach: Callable[[], tuple[Tokenizer, Decoder]] | None, limits: Limits | None = None
+) -> Iterator[Endpoint]:
+    """Serve a gateway from a thread of this process; `limits` are those of its connections."""
+    server = make_server(gateway.app(), limits or Limits())
     listener = socket.create_server(("127.0.0.1", 0))
 
     async def serve() -> None:
@@ -79,7 +79,7 @@ def running(gateway: Gateway, attach: Callable[[], tuple[Tokenizer, Decoder]] | 
 def faked(folder: Path, tokenizer: Tokenizer, limits: Limits | None = None) -> Iterator[Endpoint]:
     """Serve a model's folder with the fake engine."""
     decoder = Fake().open(folder, Settings())
-    with running(Gateway("tiny", limits), lambda: (tokenizer, decoder)) as endpoint:
+    with running(Gateway("tiny", limits), lambda: (tokenizer, decoder), limits) as endpoint:
         yield endpoint
     decoder.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -44,6 +45,13 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
     show_default=True,
     help="Seconds that an answer may take, its wait included.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["json", "text", "none"]),
+    default="json",
+    show_default=True,
+    help="Of the log on stderr: a line a request, without prompts and answers; none leaves warnings and failures.",
+)
 @json_option
 def serve(
     target: str,
@@ -56,6 +64,7 @@ def serve(
     api_key_file: Path | None,
     max_waiting: int,
     request_timeout: float,
+    log_format: Literal["json", "text", "none"],
 ) -> int:
     """Serve TARGET, an artefact, runs/ID or a key of the store, until Ctrl-C.
 
@@ -80,6 +89,7 @@ def serve(
         max_waiting=max_waiting,
         request_timeout_s=request_timeout,
         say=note,
+        log_format=log_format,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import get_args
 
 from quicksilver.errors import QuicksilverError
+from quicksilver.serve.access import LogFormat, set_up_logs
 from quicksilver.serve.server import Place, serve
 
 
@@ -24,9 +25,10 @@ def main() -> int:
     parser.add_argument("--model-name", help="the name in the API; by default the artefact's")
     parser.add_argument("--grace", default=30, type=int, help="seconds that SIGTERM leaves to requests in flight")
     parser.add_argument("--insecure", action="store_true", help="allow a host that others can reach")
+    parser.add_argument("--log-format", choices=get_args(LogFormat), default="none", help="of a line a request")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin does")
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    set_up_logs(options.log_format)
     if options.with_parent:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:

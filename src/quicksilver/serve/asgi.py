@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from quicksilver.serve.access import notes
 from quicksilver.serve.wire import ApiError
 
 log = logging.getLogger("quicksilver.serve")
@@ -48,11 +49,13 @@ class Endpoint:
         try:
             await self._handler(scope, receive, watched)
         except ApiError as error:
+            notes(scope)["error"] = error.code
             await send_error(send, error)
         except GoneError:
             return
         except Exception:  # the last resort: no client sees a traceback, and the log has it
-            log.exception("A request failed.")
+            log.exception("Request %s failed.", notes(scope)["request_id"])
+            notes(scope)["error"] = "internal_error"
             if started:
                 raise
             failed = ApiError(500, "The server failed to answer; its log says why.", code="internal_error")
@@ -62,7 +65,7 @@ class Endpoint:
 async def send_error(send: Send, error: ApiError) -> None:
     """Answer with an error."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    if error.status == 413:
+    if error.status in (408, 413):
         headers.append((b"connection", b"close"))
     await send_json(send, error.status, error.body(), headers)
 
@@ -94,25 +97,30 @@ async def refuse(http: HttpRequest, error: Exception) -> JSONResponse:
     """Answer an unknown path or method in OpenAI's shape."""
     assert isinstance(error, HTTPException)
     failed = ApiError(error.status_code, f"There is no {http.method} {http.url.path} here.", code="not_found")
+    notes(http.scope)["error"] = failed.code
     return JSONResponse(failed.body(), error.status_code, headers=error.headers)
 
 
-async def read_body(receive: Receive) -> bytes:
-    """Return a request's body. Raises ApiError 413, once its sender has finished or sent far too much."""
+async def read_body(receive: Receive, timeout_s: float) -> bytes:
+    """Return a request's body. Raises ApiError 413, once its sender has finished or sent far too much, and 408."""
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise GoneError
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= MAX_BODY:
-            parts.append(part)
-        elif parts:
-            parts.clear()
-        if not message.get("more_body", False) or size > DRAIN_BODY:
-            break
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise GoneError
+                part = message.get("body", b"")
+                size += len(part)
+                if size <= MAX_BODY:
+                    parts.append(part)
+                elif parts:
+                    parts.clear()
+                if not message.get("more_body", False) or size > DRAIN_BODY:
+                    break
+    except TimeoutError as error:
+        raise ApiError(408, f"The body took longer than {timeout_s:g} s.", code="request_too_slow") from error
     if size > MAX_BODY:
         raise ApiError(413, f"The body is larger than {MAX_BODY} bytes.", code="request_too_large")
     return b"".join(parts)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from quicksilver.engines.grammar_check import GrammarCheck
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Decoder, Request
+from quicksilver.serve.access import Access, notes
 from quicksilver.serve.asgi import (
     Endpoint,
     Handler,
@@ -30,10 +31,11 @@ from quicksilver.serve.asgi import (
 )
 from quicksilver.serve.limits import Admission, Limits, check_key
 from quicksilver.serve.metrics import Metrics
+from quicksilver.serve.openapi import describe
 from quicksilver.serve.reply import Choice, Reply
 from quicksilver.serve.stream import Answer, Bell, Relay
 from quicksilver.serve.tools import ToolParser, grammars
-from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, Tool, parse
+from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, Tool, W, parse
 from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
@@ -76,9 +78,19 @@ class Gateway:
 
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
-        routes = [
+        inner = Access(Starlette(routes=self._routes(), exception_handlers={HTTPException: refuse}))
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await inner(scope, receive, closing(send) if self._draining else send)
+
+        return app
+
+    def _routes(self) -> list[Route]:
+        return [
             Route("/health", Endpoint(self._health), methods=["GET"]),
             Route("/ready", Endpoint(self._say_ready), methods=["GET"]),
+            # Without a key: it is the same on every server of this version, and tools that read it send none.
+            Route("/openapi.json", Endpoint(self._say_openapi), methods=["GET"]),
             self._guarded("GET", "/metrics", self._say_metrics),
             self._guarded("GET", "/v1/models", self._models),
             self._guarded("POST", "/v1/chat/completions", self._chat),
@@ -86,12 +98,6 @@ class Gateway:
             self._guarded("POST", "/v1/embeddings", self._embed),
             self._guarded("POST", "/tokenize", self._tokenize),
         ]
-        starlette = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await starlette(scope, receive, closing(send) if self._draining else send)
-
-        return app
 
     def _guarded(self, method: str, path: str, handler: Handler) -> Route:
         """Return a route that wants an API key, if the server has any."""
@@ -126,6 +132,9 @@ class Gateway:
         body, kind = self._metrics.text()
         await send_body(send, 200, body, kind.encode())
 
+    async def _say_openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, describe(keys=bool(self._limits.api_keys)))
+
     async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise ApiError(
             400, f"{self.model!r} generates text; this server makes no embeddings.", param="model",
@@ -144,7 +153,7 @@ class Gateway:
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(TokenizeRequest, await read_body(receive))
+        asked = await self._read(TokenizeRequest, receive)
         self._check_model(asked.model)
         if asked.messages is not None:
             text = _render(tokenizer, asked.messages, asked.tools, open_answer=asked.add_generation_prompt)
@@ -157,7 +166,7 @@ class Gateway:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(ChatRequest, await read_body(receive))
+        asked = await self._read(ChatRequest, receive)
         self._check_model(asked.model)
         tools = [] if asked.tool_choice == "none" else asked.tools
         prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, tools, open_answer=True), special=False)
@@ -170,11 +179,11 @@ class Gateway:
             top=asked.top_logprobs,
             grammar=await self._grammar(asked, tokenizer),
         )
-        await self._answer([(request, "")], asked, receive, send)
+        await self._answer([(request, "")], asked, scope, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()
-        asked = parse(CompletionRequest, await read_body(receive))
+        asked = await self._read(CompletionRequest, receive)
         self._check_model(asked.model)
         requests: list[tuple[Request, str]] = []
         for text in asked.prompt:
@@ -198,7 +207,12 @@ class Gateway:
             if asked.echo:
                 echo = text if isinstance(text, str) else tokenizer.decode(prompt, opens=True)
             requests.append((request, echo))
-        await self._answer(requests, asked, receive, send)
+        await self._answer(requests, asked, scope, receive, send)
+
+    async def _read(self, kind: type[W], receive: Receive) -> W:
+        body = await read_body(receive, self._limits.client_timeout_s)
+        # A large one is read off the event loop, where it would hold up other streams.
+        return parse(kind, body) if len(body) < LONG_TEXT else await asyncio.to_thread(parse, kind, body)
 
     async def _grammar(self, asked: ChatRequest, tokenizer: Tokenizer) -> str | None:
         """Return what the answer has to follow. Raises ApiError 400 for a schema that can't be followed."""
@@ -232,6 +246,7 @@ class Gateway:
         self,
         requests: Sequence[tuple[Request, str]],
         asked: ChatRequest | CompletionRequest,
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -265,6 +280,7 @@ class Gateway:
                 await (reply.stream(send) if asked.stream else reply.whole(send))
         finally:
             timer.cancel()
+            notes(scope).update(reply.facts())
             for answer in begun:
                 self._metrics.ended(answer)
                 if answer.finish is not None:

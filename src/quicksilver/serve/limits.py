@@ -24,6 +24,8 @@ class Limits:
     """Sequences that wait for their turn besides."""
     request_timeout_s: float = 600.0
     """Seconds from a request's arrival to the end of its answer."""
+    client_timeout_s: float = 60.0
+    """Seconds that a client may take to send a request's head, or its body, or before it takes more of what it is sent."""
     api_keys: Sequence[str] = ()
     """Keys of which a request has to carry one; without any, everybody may ask."""
 

@@ -97,6 +97,21 @@ class Reply:
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": not over})
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says of the answers: how many tokens, how soon and why they ended, none of their text."""
+        first = [answer.first_s - answer.asked_s for answer in self.answers if answer.first_s is not None]
+        errors = [answer.error.code for answer in self.answers if answer.error is not None]
+        usage = self._usage(self._choices)
+        return {
+            "model": self._model,
+            "stream": self._asked.stream,
+            "prompt_tokens": usage["prompt_tokens"],
+            "completion_tokens": usage["completion_tokens"],
+            "ttft_ms": round(min(first) * 1e3, 1) if first else None,
+            "finish_reasons": [choice.finish() or "abort" for choice in self._choices],
+            **({"error": errors[0]} if errors else {}),
+        }
+
     def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
         """Count the tokens so far, as OpenAI's usage object: a prompt with several answers counts once."""
         prompts = {choice.prompt: len(choice.answer.request.prompt) for choice in choices}
@@ -150,7 +165,7 @@ class Choice:
             choice["message"] = message
         else:
             choice["text"] = self._echo + piece.text
-        return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self._finish()}
+        return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self.finish()}
 
     def said(self, usage: dict[str, int]) -> bytes:
         """Return what it said since the last time, as events."""
@@ -169,7 +184,7 @@ class Choice:
         if not (delta.content or delta.calls or logprobs or self.answer.over):
             return data  # what was said may become a call
         calls = [call.to_wire() for call in delta.calls]
-        return data + self.frames.piece(delta.content, logprobs, self._finish(), usage, calls)
+        return data + self.frames.piece(delta.content, logprobs, self.finish(), usage, calls)
 
     def _parsed(self, text: str) -> Delta:
         """Return what a piece of text comes to: content, or calls of tools."""
@@ -181,7 +196,7 @@ class Choice:
             delta.content += rest.content
         return delta
 
-    def _finish(self) -> str | None:
+    def finish(self) -> str | None:
         """Return why it ended, in OpenAI's words."""
         called = self._tools is not None and self._tools.called and self.answer.finish == "stop"
         return "tool_calls" if called else self.answer.finish

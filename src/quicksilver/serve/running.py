@@ -17,6 +17,7 @@ import uvicorn
 
 from quicksilver.errors import QuicksilverError
 from quicksilver.serve.backend import Backend, unopened
+from quicksilver.serve.connection import make_server
 from quicksilver.serve.gateway import Gateway
 from quicksilver.serve.handover import Predecessor, offered
 from quicksilver.serve.limits import Limits
@@ -50,7 +51,7 @@ class Server:
         if predecessor is not None:
             names += [name for name in predecessor.names if name != self.model]
         self.gateway = Gateway(self.model, self.limits, aliases=names[1:])
-        self.http = _http_server(self.gateway, self.place.grace_s)
+        self.http = make_server(self.gateway.app(), self.limits, grace_s=self.place.grace_s)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
@@ -117,21 +118,3 @@ class Server:
         while self.http.server_state.connections and time.monotonic() < until:  # noqa: ASYNC110 (nor here)
             await asyncio.sleep(LOOK_S)
         self.http.should_exit = True
-
-
-def _http_server(gateway: Gateway, grace_s: int) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            gateway.app(),
-            http="httptools",
-            loop="asyncio",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=grace_s,
-        )
-    )

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator, with_config
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from quicksilver.nouns import Request
 
@@ -110,10 +111,13 @@ def _content(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in value
+        isinstance(part, dict) and part == {"type": "text", "text": part.get("text")} and isinstance(part["text"], str)
+        for part in value
     ):
         return "\n".join(part["text"] for part in value)
-    raise PydanticCustomError("content_type", "should be a string or a list of text parts")
+    raise PydanticCustomError(
+        "content_type", "should be a string or a list of text parts, which have 'type' and 'text' only"
+    )
 
 
 def _schema(value: Any) -> Any:
@@ -138,7 +142,7 @@ def _arguments(value: Any) -> Any:
     raise PydanticCustomError("arguments_type", "should be a string that holds a JSON object")
 
 
-Schema = Annotated[dict[str, Any], PlainValidator(_schema)]
+Schema = Annotated[dict[str, Any], PlainValidator(_schema, json_schema_input_type=dict[str, Any])]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -146,7 +150,7 @@ class CalledFunction(Wire):
     """What an assistant called, and with what."""
 
     name: str
-    arguments: Annotated[dict[str, Any], PlainValidator(_arguments)]
+    arguments: Annotated[dict[str, Any], PlainValidator(_arguments, json_schema_input_type=str)]
 
 
 class ToolCall(Wire):
@@ -157,12 +161,20 @@ class ToolCall(Wire):
     function: CalledFunction
 
 
+@with_config(ConfigDict(extra="forbid"))
+class TextPart(TypedDict):
+    """A part of a message's content; others than text are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Wire):
     """One turn of a conversation."""
 
     neutral = {"annotations": ([],)}
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, PlainValidator(_content)] = ""
+    content: Annotated[str, PlainValidator(_content, json_schema_input_type=str | list[TextPart])] = ""
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
@@ -259,6 +271,13 @@ def _choice(value: Any) -> Any:
     raise PydanticCustomError("choice", "should be 'none', 'auto', 'required', or an object that names a function")
 
 
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+Prompt = str | list[int]
+Prompts = Annotated[list[Prompt], Field(max_length=MAX_CHOICES)]
+
+
 class Sampling(Wire):
     """What completions and chat share."""
 
@@ -288,7 +307,7 @@ class Sampling(Wire):
     logit_bias: dict[Annotated[int, Field(strict=False)], Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, max_length=MAX_BIAS
     )
-    stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=Stop | Stops)] = ()
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
@@ -365,7 +384,7 @@ class ChatRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
     response_format: ResponseFormat = ResponseFormat()
     tools: Tools = Field(default_factory=list)
-    tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool, PlainValidator(_choice)] = "auto"
+    tool_choice: Annotated[ToolChoice, PlainValidator(_choice, json_schema_input_type=ToolChoice)] = "auto"
     parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
@@ -404,7 +423,7 @@ class CompletionRequest(Sampling):
         **{key: values for key, values in Sampling.neutral.items() if key != "echo"},
         "response_format": ({"type": "text"},),
     }
-    prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts)]
+    prompt: Annotated[tuple[str | list[int], ...], PlainValidator(_prompts, json_schema_input_type=Prompt | Prompts)]
     max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
     echo: bool = False

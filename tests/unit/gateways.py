@@ -59,6 +59,8 @@ def running(
     """Serve a gateway from a thread of this process; `limits` are those of its connections."""
     server = make_server(gateway.app(), limits or Limits())
     listener = socket.create_server(("127.0.0.1", 0))
+    # So that a client that doesn't read is felt soon: connections have the listener's.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
 
     async def serve() -> None:
         if attach is not None:

@@ -74,6 +74,11 @@ class Connection(HttpToolsProtocol):
         if self._received > (MAX_HEAD if self._in_head else MAX_REQUEST) and not self.transport.is_closing():
             self._refuse(ApiError(431, f"The request's head is larger than {MAX_HEAD} bytes.", code="head_too_large"))
 
+    def on_message_begin(self) -> None:
+        """Begin to wait for the rest of a request, which may have come behind another one."""
+        self._wait()
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Start on a request whose head is there."""
         self._in_head = False

@@ -21,6 +21,8 @@ MAX_TOP = 20
 MAX_BIAS = 1024
 """Tokens whose logits a request can change."""
 MAX_TOOLS = 128
+MAX_ERROR = 1000
+"""Characters of an error's message."""
 MAX_SCHEMA = 100_000
 """Bytes of a JSON schema."""
 
@@ -49,7 +51,13 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """Return the JSON object to answer with."""
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        param = self.param if self.param is None else _short(self.param)
+        return {"error": {"message": _short(str(self)), "type": kind, "param": param, "code": self.code}}
+
+
+def _short(text: str) -> str:
+    """Leave the middle out of what quotes too much of a request."""
+    return text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} ... {text[-MAX_ERROR // 2 :]}"
 
 
 class Wire(BaseModel):
@@ -300,7 +308,7 @@ class Sampling(Wire):
     model: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)

@@ -182,7 +182,7 @@ class GenAiDecoder(Decoder):
             if request.top_k:
                 config.top_k = request.top_k
             if request.seed is not None:
-                config.rng_seed = request.seed
+                config.rng_seed = request.seed % 2**64
         if self._speculation is not None:
             config.num_assistant_tokens = request.speculate_tokens or self._speculation.tokens
         config.validate()

@@ -132,10 +132,10 @@ def main() -> int:
         folder = Path(scratch)
         if options.real:
             artifact = api.build(Recipe(MODEL, [make("int8"), make("prompt-lookup")]))
-            tokenizer, serving = artifact.path, api.serving(str(artifact.path))
+            tokenizer = artifact.path
         else:
             tokenizer = make_tiny_model(folder / "tiny")
-            serving = Fake().serve(tokenizer, Settings())
+        serving = api.serving(str(tokenizer)) if options.real else Fake().serve(tokenizer, Settings())
         with serving as endpoint:
             places = options.clients.absolute(), options.aiperf.absolute()
             served = Served(endpoint.url, endpoint.model, tokenizer, folder, *places)

@@ -160,7 +160,7 @@ def test_a_token_has_the_logprob_that_it_has_in_a_prompt(artifact: Path, fields:
     prompt = PROMPTS[4]
     with opened(artifact, speculation=LOOKUP, **fields) as decoder:
         (said,) = decode(decoder, greedy(prompt, 30, logprobs=True, top_logprobs=3))
-        echo = greedy(prompt + said.tokens, 1, logprobs=True, echo=True)
+        echo = greedy(prompt + said.tokens, 1, logprobs=True, echo=True, top_logprobs=3)
         (first,), (second,) = decode(decoder, echo), decode(decoder, echo)
     logprobs = [value for burst in said.bursts for value in burst.logprobs or []]
     for again in (first, second):
@@ -169,6 +169,11 @@ def test_a_token_has_the_logprob_that_it_has_in_a_prompt(artifact: Path, fields:
         assert len(scored) == len(prompt) + 30
         assert scored[0] is None
         assert scored[len(prompt) :] == pytest.approx(logprobs, abs=1e-3)
+        tops = again.bursts[0].prompt_top_logprobs
+        assert tops is not None
+        assert [row[0][0] for row in tops[len(prompt) :]] == said.tokens
+        assert [row[0][1] for row in tops[len(prompt) :]] == scored[len(prompt) :]
+        assert [len(row) for row in tops] == [0, *[3] * (len(scored) - 1)]
     top = [alternatives for burst in said.bursts for alternatives in burst.top_logprobs or []]
     assert [row[0][0] for row in top] == said.tokens
     assert [row[0][1] for row in top] == pytest.approx(logprobs, abs=1e-6)

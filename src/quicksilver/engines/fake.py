@@ -274,7 +274,11 @@ class FakeDecoder(Decoder):
         request = sequence.request
         burst = Burst([], logprobs=[] if request.logprobs else None, top_logprobs=[] if request.logprobs else None)
         if first and request.echo:
-            burst.prompt_logprobs = self._prompt_logprobs(request.prompt)
+            burst.prompt_logprobs = [None, *itertools.starmap(self._score, itertools.pairwise(request.prompt))]
+            burst.prompt_top_logprobs = [
+                [],
+                *(self._likeliest(request, *pair) for pair in itertools.pairwise(request.prompt)),
+            ]
         accepted = _digest(sequence.digest, len(sequence.tokens)) % (drafted + 1)
         self._guessed += drafted
         self._right += accepted
@@ -357,12 +361,15 @@ class FakeDecoder(Decoder):
         closes = 6.0 if _digest(sequence.digest, at) % 4 == 0 else 1.0
         return found | {token: closes + n for n, token in enumerate(self._grammars.closing()) if allowed[token]}
 
-    def _prompt_logprobs(self, prompt: list[int]) -> list[float | None]:
-        """Score each token by a hash of it and the one before: between -6 and 0 nats."""
-        scored: list[float | None] = [None]
-        for before, token in itertools.pairwise(prompt):
-            scored.append(-6 * _unit(before, token) ** 2 - self._nats * _unit(token, before))
-        return scored
+    def _score(self, before: int, token: int) -> float:
+        """Score a prompt's token by a hash of it and the one before: between -6 and 0 nats."""
+        score: float = -6 * _unit(before, token) ** 2 - self._nats * _unit(token, before)
+        return score
+
+    def _likeliest(self, request: Request, before: int, token: int) -> list[tuple[int, float]]:
+        """Return the likeliest of the prompt's first tokens and the one that is there."""
+        scored = {other: self._score(before, other) for other in (*request.prompt[:CANDIDATES], token)}
+        return heapq.nlargest(request.top_logprobs, scored.items(), key=lambda item: (item[1], -item[0]))
 
 
 def _sample(scores: dict[int, float], request: Request, source: random.Random) -> int:

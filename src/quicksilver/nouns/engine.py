@@ -53,7 +53,7 @@ class Request:
     speculate_tokens: int | None = None
     """Tokens guessed ahead in a step, at most; None leaves it to the settings, 0 is none."""
     top_logprobs: int = 0
-    """Likeliest tokens to tell beside each chosen one."""
+    """Likeliest tokens to tell beside each chosen one, and with echo beside each of the prompt's."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of tokens."""
     grammar: str | None = None
@@ -71,6 +71,8 @@ class Burst:
     """For each token the likeliest ones with their log-probabilities, as many as were asked for."""
     prompt_logprobs: list[float | None] | None = None
     """One for each prompt token, None for the first; only in the first burst, only with echo."""
+    prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
+    """For each of those the likeliest ones in its place; None from an engine that doesn't tell."""
     finish: Literal["stop", "length", "cancelled", "error", "lost", "refused"] | None = None
     """Why it is the last; `lost` if the engine died under it, `refused` if it can't honour the request."""
     error: str | None = None

@@ -214,14 +214,16 @@ class Choice:
             return {"content": entries, "refusal": None}
         tokens: list[int] = piece.tokens
         values: list[float | None] = list(piece.logprobs)
-        # As OpenAI does: the chosen token is among them, be it likely or not. A prompt's tokens weren't chosen.
-        tops: list[dict[str, float] | None] = [
-            {self._text(token): value for token, value in [*top, chosen]}
-            for chosen, top in zip(zip(piece.tokens, piece.logprobs, strict=True), piece.top, strict=True)
-        ]
+        likeliest: list[list[tuple[int, float]]] = piece.top
         if opens and request.echo:
             before = self.answer.prompt_logprobs or [None] * len(request.prompt)
-            tokens, values, tops = [*request.prompt, *tokens], [*before, *values], [*(None for _ in before), *tops]
+            tops_before = self.answer.prompt_top_logprobs or [[]] * len(request.prompt)
+            tokens, values, likeliest = [*request.prompt, *tokens], [*before, *values], [*tops_before, *likeliest]
+        # As OpenAI does: the token that is there is among them, be it likely or not.
+        tops = [
+            {self._text(one): chance for one, chance in [*top, (token, value)]} if top and value is not None else None
+            for token, value, top in zip(tokens, values, likeliest, strict=True)
+        ]
         return {
             "tokens": [self._text(token) for token in tokens],
             "token_logprobs": values,

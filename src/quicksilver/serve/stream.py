@@ -76,6 +76,7 @@ class Answer:
         "news",
         "over",
         "prompt_logprobs",
+        "prompt_top_logprobs",
         "request",
     )
 
@@ -95,6 +96,7 @@ class Answer:
         self.over = False
         """Nothing more will come: it finished, failed or was cancelled."""
         self.prompt_logprobs: list[float | None] | None = None
+        self.prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
         self._tokenizer = tokenizer
         self._text: TextStream = tokenizer.stream(opens=opens)
         self._stops = StopScanner(stops) if stops else None
@@ -126,6 +128,7 @@ class Answer:
             return
         if burst.prompt_logprobs is not None:
             self.prompt_logprobs = burst.prompt_logprobs
+            self.prompt_top_logprobs = burst.prompt_top_logprobs
         if burst.tokens:
             if self.first_s is None:
                 self.first_s = time.monotonic()

@@ -189,6 +189,15 @@ class EngineContract:
         )
         assert one[1 : len(tokens) - 1] == pytest.approx(other[1 : len(tokens) - 1], abs=0.05)
 
+    def test_the_likeliest_tokens_in_a_prompt_s_places_are_the_model_s(self, endpoint: Endpoint) -> None:
+        body = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+        found = ask(endpoint, "/completions", body)["choices"][0]["logprobs"]
+        assert found["top_logprobs"][0] is None
+        told = zip(found["tokens"][1:], found["token_logprobs"][1:], found["top_logprobs"][1:], strict=True)
+        for token, value, top in told:
+            assert top[token] == value or "\ufffd" in token
+            assert max(top.values()) >= value
+
     def test_serves_more_streams_than_it_runs_at_once(self, endpoint: Endpoint) -> None:
         bodies = [{"prompt": f"{n} {PROMPT}", "max_tokens": 16, "ignore_eos": True} for n in range(10)]
         with ThreadPoolExecutor(len(bodies)) as pool:

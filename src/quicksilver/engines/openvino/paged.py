@@ -20,7 +20,7 @@ from quicksilver.engines.openvino.blocks import Blocks
 from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, properties_of, speculation_table
 from quicksilver.engines.openvino.graph import AbortedError, Graph, Work
 from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, Shape
-from quicksilver.engines.openvino.sampling import Sampler, log_normaliser
+from quicksilver.engines.openvino.sampling import Sampler, best, log_normaliser
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
 from quicksilver.nouns.settings import Settings
 
@@ -48,6 +48,7 @@ class _Sequence:
     prefix: int = 0
     generated: int = 0
     prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
     @property
     def decoding(self) -> bool:
@@ -231,6 +232,7 @@ class PagedDecoder(Decoder):
                 return
             self._waiting.popleft()
             if sequence.request.echo and sequence.generated == 0:
+                sequence.prompt_top_logprobs = [[]]
                 sequence.prompt_logprobs = [None]  # the whole prompt is computed, whatever the cache holds
             else:
                 sequence.blocks, sequence.prefix = self._blocks.find(sequence.tokens[:-1])
@@ -308,6 +310,8 @@ class PagedDecoder(Decoder):
         following = prompt[piece.past + 1 : piece.past + 1 + len(rows)]
         totals = log_normaliser(rows[: len(following)])
         known += (rows[np.arange(len(following)), following] - totals).tolist()
+        count = sequence.request.top_logprobs
+        sequence.prompt_top_logprobs += [best(*one, count) for one in zip(rows, totals.tolist(), strict=False)]
 
     def _emit(self, sequence: _Sequence, rows: Logits, ids: list[int], guess: Guess | None) -> None:
         """Choose the next token, check the guessed ones against it, and deliver what holds."""
@@ -317,6 +321,7 @@ class PagedDecoder(Decoder):
             burst.logprobs, burst.top_logprobs = [], []
         if sequence.prompt_logprobs is not None and sequence.generated == 0:
             burst.prompt_logprobs = sequence.prompt_logprobs
+            burst.prompt_top_logprobs = sequence.prompt_top_logprobs
         right = 0
         for index, row in enumerate(rows):
             if sequence.generated >= request.max_tokens:

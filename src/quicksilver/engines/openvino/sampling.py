@@ -114,6 +114,6 @@ def best(logits: Row, total: float, count: int) -> list[tuple[int, float]]:
     """Return the `count` likeliest tokens of a row with their log-probabilities, the likeliest first."""
     if count < 1:
         return []
-    found = np.argpartition(logits, -count)[-count:]
+    found = np.argpartition(logits, -count)[-count:] if count > 1 else logits.argmax(0, keepdims=True)
     found = found[np.argsort(-logits[found], kind="stable")]
     return [(int(token), float(logits[token]) - total) for token in found]

@@ -56,7 +56,7 @@ def test_the_description_needs_no_key_and_names_every_route(endpoint: Endpoint) 
     assert described == describe(keys=True)
     routes = {(path, method) for path, ways in described["paths"].items() for method in ways}
     assert routes == {
-        (route.path, method.lower())
+        (route.path.replace(":path", ""), method.lower())
         for route in Gateway("tiny")._routes()
         for method in (route.methods or set()) - {"HEAD"}
     }

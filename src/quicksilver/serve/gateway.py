@@ -93,6 +93,7 @@ class Gateway:
             Route("/openapi.json", Endpoint(self._say_openapi), methods=["GET"]),
             self._guarded("GET", "/metrics", self._say_metrics),
             self._guarded("GET", "/v1/models", self._models),
+            self._guarded("GET", "/v1/models/{model:path}", self._one_model),
             self._guarded("POST", "/v1/chat/completions", self._chat),
             self._guarded("POST", "/v1/completions", self._complete),
             self._guarded("POST", "/v1/embeddings", self._embed),
@@ -142,14 +143,23 @@ class Gateway:
         )  # fmt: skip
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, {"object": "list", "data": [self._card(name) for name in self._names]})
+
+    async def _one_model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path_params"]["model"]
+        card = self._card(name)
+        self._check_model(name)
+        await send_json(send, 200, card)
+
+    def _card(self, name: str) -> dict[str, Any]:
         tokenizer, _ = self._ready()
-        entry = {
+        return {
+            "id": name,
             "object": "model",
             "created": self._started,
             "owned_by": "quicksilver",
             "max_model_len": tokenizer.context,
         }
-        await send_json(send, 200, {"object": "list", "data": [{"id": name} | entry for name in self._names]})
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         tokenizer, _ = self._ready()

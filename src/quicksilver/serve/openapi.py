@@ -51,6 +51,7 @@ OPERATIONS = (
     Operation("get", "/openapi.json", "This description", "application/json", (), open=True),
     Operation("get", "/metrics", "Counts in Prometheus' format", "text/plain", ()),
     Operation("get", "/v1/models", "The model", shapes.ModelList, (503,)),
+    Operation("get", "/v1/models/{model}", "The model, by its name", shapes.ModelCard, (404, 503)),
     Operation("post", "/v1/chat/completions", "Answer a conversation", shapes.ChatCompletion,
               (*READ, 404, 429, 500, 503), ChatRequest, streams=True),
     Operation("post", "/v1/completions", "Continue texts or token ids", shapes.Completion,
@@ -124,9 +125,11 @@ def _operation(operation: Operation, schemas: dict[Any, Any], *, keys: bool) -> 
         responses["200"] = _response(200, content | ({"text/event-stream": EVENTS} if operation.streams else {}))
     found: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": operation.path.strip("/").replace("/", "_"),
+        "operationId": operation.path.strip("/}").replace("/", "_").replace("{", ""),
         "responses": responses,
     }
+    if "{model}" in operation.path:
+        found["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     if operation.body is not None:
         body = {"required": True, "content": {"application/json": {"schema": schemas[operation.body]}}}
         found["requestBody"] = body

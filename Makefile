@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite bench clean
+.PHONY: demo test lint suite bench clients clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -24,6 +24,10 @@ suite: $(VENV)/.dev
 
 bench: $(VENV)/.default  ## re-make every figure of the README
 	$(BIN)/python benchmarks/run.py
+
+clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients of others against a served model
+	$(BIN)/python benchmarks/clients.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
+	$(BIN)/python benchmarks/clients.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf --real
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,5 +47,11 @@ $(VENV)/.dev: envs/dev.lock pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --editable .
 	@touch $@
 
+$(VENV)-%/.made: envs/%.lock | $(VENV)/bin/python
+	@echo "Installing into $(VENV)-$* what envs/$*.lock names: 1.9 GB on disk for clients, 1.2 for aiperf." >&2
+	@$(VENV)/bin/python -m venv $(VENV)-$*
+	@$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r envs/$*.lock
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-aiperf

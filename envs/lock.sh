@@ -6,14 +6,19 @@ set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-lock() { # name, extras
-    python3 -m venv "$work/$1"
-    "$work/$1/bin/python" -m pip install --quiet "$PWD[$2]"
+lock() { # name, what to install
+    name=$1
+    shift
+    python3 -m venv "$work/$name"
+    "$work/$name/bin/python" -m pip install --quiet "$@"
     { echo "# Made by envs/lock.sh; install with --no-deps."
-      "$work/$1/bin/python" -m pip freeze --all --exclude quicksilver --exclude pip --exclude torchvision |
-          sed 's/+cpu$//'; } > "envs/$1.lock"
-    rm -rf "$work/$1"
+      "$work/$name/bin/python" -m pip freeze --all --exclude quicksilver --exclude pip --exclude torchvision |
+          sed 's/+cpu$//'; } > "envs/$name.lock"
+    rm -rf "$work/$name"
 }
-lock serve serve
-lock default optimize
-lock dev optimize,dev
+lock serve "$PWD[serve]"
+lock default "$PWD[optimize]"
+lock dev "$PWD[optimize,dev]"
+# Clients of others, for docs/clients.md. GuideLLM asks for torch; AIPerf wants older packages than the rest.
+lock clients torch==2.13.0 guidellm "lm-eval[api]" langchain-openai
+lock aiperf aiperf

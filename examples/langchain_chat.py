@@ -31,7 +31,7 @@ def main(url: str, model: str) -> None:
     chunks = list(chat.stream("Name a city with a river.", stream_usage=True))
     assert "".join(chunk.content for chunk in chunks)
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
-    called = chat.bind_tools([weather], tool_choice="required").invoke("Is it warm in Oslo?")
+    called = chat.bind_tools([weather], tool_choice="required", parallel_tool_calls=False).invoke("Is it warm in Oslo?")
     assert [call["name"] for call in called.tool_calls] == ["weather"]
     assert isinstance(called.tool_calls[0]["args"]["city"], str)
     answered = chat.bind_tools([weather]).invoke(

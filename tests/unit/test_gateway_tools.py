@@ -142,6 +142,7 @@ def test_calls_in_a_free_answer_are_found(puppet: tuple[Puppet, Endpoint], token
         text = "".join(delta["function"]["arguments"] for delta in deltas if delta["index"] == index)
         assert text == choice["message"]["tool_calls"][index]["function"]["arguments"]
     assert chunks[-1]["finish_reason"] == "tool_calls"
+    assert "tool_calls" not in chunks[-1]["delta"]
     assert decoder.requests[0].grammar is None
 
 

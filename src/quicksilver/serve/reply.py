@@ -184,6 +184,9 @@ class Choice:
         if not (delta.content or delta.calls or logprobs or self.answer.over):
             return data  # what was said may become a call
         calls = [call.to_wire() for call in delta.calls]
+        if calls and self.answer.over:  # openai's stream helper looks for a call's end in a chunk after it
+            data += self.frames.piece(delta.content, logprobs, None, usage, calls)
+            return data + self.frames.piece("", None, self.finish(), usage)
         return data + self.frames.piece(delta.content, logprobs, self.finish(), usage, calls)
 
     def _parsed(self, text: str) -> Delta:

@@ -97,7 +97,7 @@ def test_what_ends_early_says_so(tokenizer: Tokenizer, log: Log) -> None:
 
 @pytest.mark.parametrize("given", ["abc-1", "x" * 128, "{[~"])
 def test_a_request_keeps_its_number(endpoint: Endpoint, log: Log, given: str) -> None:
-    assert request_id(endpoint, "/health", given) == given
+    assert request_id(endpoint, "/v1/models", given) == given
     assert log.lines(1)[0]["request_id"] == given
 
 
@@ -109,6 +109,13 @@ def test_a_number_is_made_where_none_is_sane(endpoint: Endpoint, given: str | No
     }
     assert len(made) == 3
     assert {len(number) for number in made} == {32}
+
+
+def test_probes_aren_t_logged(endpoint: Endpoint, log: Log) -> None:
+    for path in ("//health", "//ready", "/models"):
+        ask(endpoint, path)
+    (only,) = log.lines(1)
+    assert only["path"] == "/v1/models"
 
 
 @pytest.mark.parametrize("style", ["json", "text", "none"])

@@ -21,6 +21,10 @@ MAX_PATH = 256
 """Characters of a path that are logged."""
 
 
+PROBES = ("/health", "/ready", "/metrics")
+"""Paths that are asked every few seconds, and not logged."""
+
+
 def notes(scope: Scope) -> dict[str, Any]:
     """Return what the log will say of a request; its handlers add to it."""
     said: dict[str, Any] = scope["state"]
@@ -53,15 +57,16 @@ class Access:
         finally:
             if status is None:
                 said.setdefault("error", "client_gone")
-            record(
-                # As it came: decoded it could hold the end of a line.
-                client=scope["client"][0] if scope["client"] else None,
-                method=scope["method"],
-                path=scope["raw_path"].decode("latin-1")[:MAX_PATH],
-                status=status,
-                duration_ms=round((time.monotonic() - began) * 1e3, 1),
-                **said,
-            )
+            if scope["path"] not in PROBES:
+                record(
+                    # As it came: decoded it could hold the end of a line.
+                    client=scope["client"][0] if scope["client"] else None,
+                    method=scope["method"],
+                    path=scope["raw_path"].decode("latin-1")[:MAX_PATH],
+                    status=status,
+                    duration_ms=round((time.monotonic() - began) * 1e3, 1),
+                    **said,
+                )
 
 
 def record(**facts: Any) -> None:

@@ -129,6 +129,11 @@ def test_a_bad_body_is_a_typed_400(endpoint: Endpoint, body: bytes, status: int)
         assert error["message"].endswith(".")
 
 
+def test_a_conversation_of_50_000_turns_is_a_typed_400(endpoint: Endpoint) -> None:
+    status, error = refused(endpoint, "/v1/chat/completions", {"messages": CHAT["messages"] * 50_000})
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_of_50_mb_is_refused(endpoint: Endpoint, chunked: bool) -> None:
     part = b"x" * 1_000_000

@@ -35,7 +35,17 @@ from quicksilver.serve.openapi import describe
 from quicksilver.serve.reply import Choice, Reply
 from quicksilver.serve.stream import Answer, Bell, Relay
 from quicksilver.serve.tools import ToolParser, grammars
-from quicksilver.serve.wire import ApiError, ChatRequest, CompletionRequest, Sampling, TokenizeRequest, Tool, W, parse
+from quicksilver.serve.wire import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Sampling,
+    TokenizeRequest,
+    Tool,
+    W,
+    parse,
+)
 from quicksilver.sources.text import Tokenizer
 
 log = logging.getLogger("quicksilver.serve")
@@ -43,6 +53,8 @@ log = logging.getLogger("quicksilver.serve")
 SOON = {"retry-after": "1"}
 LONG_TEXT = 20_000
 """Characters from which a text is tokenised off the event loop, where it would hold up other streams."""
+LONG_CONVERSATION = 500
+"""Messages from which a conversation is rendered off it, too."""
 
 
 class Gateway:
@@ -166,7 +178,7 @@ class Gateway:
         asked = await self._read(TokenizeRequest, receive)
         self._check_model(asked.model)
         if asked.messages is not None:
-            text = _render(tokenizer, asked.messages, asked.tools, open_answer=asked.add_generation_prompt)
+            text = await _render(tokenizer, asked.messages, asked.tools, open_answer=asked.add_generation_prompt)
             special = bool(asked.add_special_tokens)
         else:
             text = asked.prompt or ""
@@ -179,7 +191,7 @@ class Gateway:
         asked = await self._read(ChatRequest, receive)
         self._check_model(asked.model)
         tools = [] if asked.tool_choice == "none" else asked.tools
-        prompt = await _encode(tokenizer, _render(tokenizer, asked.messages, tools, open_answer=True), special=False)
+        prompt = await _encode(tokenizer, await _render(tokenizer, asked.messages, tools), special=False)
         limit = asked.max_completion_tokens or asked.max_tokens
         room = _check_length(tokenizer, prompt, limit or 1)
         request = asked.to_engine(
@@ -321,12 +333,17 @@ def _tool_parser(asked: Sampling) -> ToolParser | None:
     return ToolParser({tool.function.name for tool in asked.offered}, parallel=asked.parallel_tool_calls)
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Any], tools: Sequence[Tool], *, open_answer: bool) -> str:
-    offered = [tool.to_template() for tool in tools]
-    try:
-        return tokenizer.chat([message.to_template() for message in messages], tools=offered, open_answer=open_answer)
-    except BadInputError as error:
-        raise ApiError(400, str(error), param="messages") from error
+async def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool], *, open_answer: bool = True
+) -> str:
+    def render() -> str:
+        turns, offered = [message.to_template() for message in messages], [tool.to_template() for tool in tools]
+        try:
+            return tokenizer.chat(turns, tools=offered, open_answer=open_answer)
+        except BadInputError as error:
+            raise ApiError(400, str(error), param="messages") from error
+
+    return render() if len(messages) < LONG_CONVERSATION else await asyncio.to_thread(render)
 
 
 async def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:

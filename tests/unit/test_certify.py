@@ -187,7 +187,8 @@ def test_an_engine_that_keeps_its_promise_is_lossless(
     assert (made.key, made.label, made.prompts, made.streams) == (artifact.key, artifact.label, 4, 4)
     assert made.tools["engine"]
     lookup, chunked = made.techniques
-    assert lookup.changes == {"speculation": {"kind": "prompt_lookup", "tokens": 4, "max_ngram": 8, "draft": None}}
+    assert lookup.changes["speculation"]["kind"] == "prompt_lookup"
+    assert lookup.changes["speculation"]["tokens"] == 4
     assert lookup.guessed
     assert chunked.changes == {"max_batched_tokens": 512}
     assert chunked.verdict == "not exercised"  # the prompts are shorter

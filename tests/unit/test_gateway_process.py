@@ -13,6 +13,7 @@ import pytest
 from quicksilver.engines.process import serve_process
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Settings
+from quicksilver.serve.server import Place, _bind
 from quicksilver.testing.tiny import make_tiny_model
 
 
@@ -51,6 +52,13 @@ def test_a_port_in_use_is_one_sentence(folder: Path) -> None:
             serve_process("fake", folder, Settings(), port=port),
         ):
             pass
+
+
+def test_what_is_written_to_a_client_is_sent_at_once() -> None:
+    with _bind(Place(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_that_is_none_is_one_sentence(folder: Path) -> None:

@@ -99,6 +99,9 @@ def _bind(place: Place) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         listener = socket.create_server((place.host, place.port), family=family, backlog=2048)
+        # Accepted sockets inherit it. asyncio sets it only on those that name their protocol, which these don't: without it
+        # the first token of a client that keeps its connection waits 40 ms for an acknowledgement (Nagle 1984, RFC 896).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except (OSError, OverflowError) as error:
         # create_server adds the address in brackets.
         reason = str(getattr(error, "strerror", None) or error).partition(" (")[0].lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ settings.load_profile("untimed")
 
 SHARED_HOME_VARIABLE = "QUICKSILVER_TEST_HOME"
 """A folder that keeps downloads and conversions from one test session to the next."""
+
+
+# A shell's background job ignores Ctrl-C, and so do the processes that it starts: the tests send it to some of theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

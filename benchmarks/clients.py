@@ -73,7 +73,7 @@ def guidellm(served: Served) -> dict[str, Any]:
         "--constraint", f"kind=max_requests,count={REQUESTS}",
         "--output", f"kind=json,path={out}",
     )  # fmt: skip
-    metrics = json.loads(out.read_text())["benchmarks"][0]["metrics"]
+    metrics = json.loads(out.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     totals = metrics["request_totals"]
     assert totals["successful"] == totals["total"] == REQUESTS, totals
     assert metrics["output_token_count"]["successful"]["mean"] == 32
@@ -88,7 +88,7 @@ def aiperf(served: Served) -> dict[str, Any]:
         "--concurrency", "4", "--request-count", str(REQUESTS), "--isl", "64", "--osl", "32",
         "--extra-inputs", "ignore_eos:true", "--artifact-dir", served.folder / "aiperf",
     )  # fmt: skip
-    found = json.loads((served.folder / "aiperf/profile_export_aiperf.json").read_text())
+    found = json.loads((served.folder / "aiperf/profile_export_aiperf.json").read_text(encoding="utf-8"))
     assert found["request_count"]["avg"] == REQUESTS, found["request_count"]
     assert not found["error_summary"], found["error_summary"]
     assert found["usage_completion_tokens"]["avg"] == 32
@@ -107,7 +107,7 @@ def lm_eval(served: Served) -> dict[str, Any]:
         "--include_path", "examples/lm_eval", "--tasks", "capitals", "--output_path", served.folder / "lm_eval",
     )  # fmt: skip
     (path,) = (served.folder / "lm_eval").rglob("results_*.json")
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     assert found["n-samples"]["capitals"]["effective"] == 16
     accuracy = found["results"]["capitals"]["acc,none"]
     # One in four by chance: a model that can read knows more, and one of random weights has nothing to say.

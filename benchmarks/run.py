@@ -32,17 +32,17 @@ def main() -> int:
     for name in names:
         done = subprocess.run([sys.executable, *JOBS[name]], check=True, stdout=subprocess.PIPE, text=True)
         document = json.loads(done.stdout.splitlines()[-1])
-        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    before, rest = README.read_text().split(BEGIN)
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{figures()}\n{END}{after}")
+    README.write_text(f"{before}{BEGIN}\n{figures()}\n{END}{after}", encoding="utf-8")
     return 0
 
 
 def figures() -> str:
     """Return the README's figures in Markdown, from the results kept."""
     speedup, light, cold, decoder, gateway, soak, job = (
-        json.loads((RESULTS / f"{name}.json").read_text())
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("speedup", "light", "cold_start", "decoder", "gateway", "soak", "main_job")
     )
     lines = [
@@ -119,7 +119,7 @@ def _speculation() -> list[str]:
     file = RESULTS / "speculation.json"
     if not file.is_file():
         return []
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     modes = list(next(iter(found["results"].values()))[0]["tokens_per_s"])
     lines = [
         "",

@@ -76,7 +76,7 @@ def main() -> int:
         **stamp(),
     }
     if options.chart is not None:
-        options.chart.write_text(draw(document))
+        options.chart.write_text(draw(document), encoding="utf-8")
     print(json.dumps(document))
     return 0
 

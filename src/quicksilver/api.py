@@ -351,7 +351,6 @@ def serve(
     that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on,
     and `log_format` is that of a line a request on stderr.
     """
-    from quicksilver.serve.access import set_up_logs
     from quicksilver.serve.limits import Limits
     from quicksilver.serve.server import Place
     from quicksilver.serve.server import serve as run_server
@@ -363,10 +362,11 @@ def serve(
         request_timeout_s=request_timeout_s,
         api_keys=tuple(api_keys),
     )
-    set_up_logs(log_format)
     place = Place(host, port, insecure=insecure, replace=replace)
     settings = artifact.settings.model_dump_json()
-    run_server(artifact.engine, artifact.path, settings, place, limits=limits, say=say or _silent)
+    run_server(
+        artifact.engine, artifact.path, settings, place, limits=limits, say=say or _silent, log_format=log_format
+    )
     return 0
 
 

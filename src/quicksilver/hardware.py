@@ -56,7 +56,7 @@ def _cpuinfo() -> tuple[str, set[str]]:
     if not path.is_file():
         return "", set()
     fields: dict[str, str] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
@@ -98,7 +98,7 @@ def _cgroups() -> list[tuple[int, int]]:
 
 
 def _cgroup_folders() -> Iterator[tuple[Path, str, str]]:
-    membership = PROC_CGROUP.read_text().splitlines() if PROC_CGROUP.is_file() else []
+    membership = PROC_CGROUP.read_text(encoding="utf-8").splitlines() if PROC_CGROUP.is_file() else []
     for line in membership:
         _, controllers, name = line.split(":", 2)
         relative = Path(name.lstrip("/"))
@@ -113,7 +113,7 @@ def _cgroup_folders() -> Iterator[tuple[Path, str, str]]:
 
 def _number(file: Path) -> int | None:
     try:
-        text = file.read_text().strip()
+        text = file.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
@@ -121,7 +121,7 @@ def _number(file: Path) -> int | None:
 
 def _inactive_files(stat: Path) -> int:
     try:
-        lines = stat.read_text().splitlines()
+        lines = stat.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     values = dict(line.split() for line in lines if len(line.split()) == 2)

@@ -133,11 +133,11 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _address(process: subprocess.Popen[bytes], profile: Path) -> str:
     """Wait for the browser to say where it listens."""
     deadline, file = time.monotonic() + 60, profile / "DevToolsActivePort"
-    while not (file.exists() and len(file.read_text().split()) == 2):
+    while not (file.exists() and len(file.read_text(encoding="utf-8").split()) == 2):
         assert process.poll() is None, f"the browser ended with code {process.returncode}"
         assert time.monotonic() < deadline, "the browser didn't start"
         time.sleep(0.05)
-    port, path = file.read_text().split()
+    port, path = file.read_text(encoding="utf-8").split()
     return f"ws://127.0.0.1:{port}{path}"
 
 

@@ -124,7 +124,7 @@ def test_hovering_a_point_names_its_recipe_as_text(page: Page, tmp_path: Path) -
 
 def test_a_script_that_is_not_ours_cannot_run(page: Page, tmp_path: Path) -> None:
     file = write("golden", tmp_path)
-    file.write_text(file.read_text().replace("<main>", "<main><script>window.stranger = 1</script><img src='https://example.invalid/x.png'>"))  # fmt: skip
+    file.write_text(file.read_text(encoding="utf-8").replace("<main>", "<main><script>window.stranger = 1</script><img src='https://example.invalid/x.png'>"), encoding="utf-8")  # fmt: skip
     page.look()
     page.open(file)
     page.until(DRAWN)

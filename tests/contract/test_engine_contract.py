@@ -153,7 +153,7 @@ def _endpoint(line: bytes) -> Endpoint:
 def _runs(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     try:
-        return "\nState:\tZ" not in status.read_text()
+        return "\nState:\tZ" not in status.read_text(encoding="utf-8")
     except OSError:
         return False
 

@@ -36,7 +36,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for n in range(60)
     ]
-    path.write_text("".join(json.dumps(line | {"max_tokens": 12}) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line | {"max_tokens": 12}) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -80,8 +80,8 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
             assert candidate.score.load_s is not None
             assert candidate.score.cold_start_s is not None
             assert candidate.score.cold_start_s > candidate.score.load_s
-    assert json.loads((found.folder / "result.json").read_text())["best"] == result.best
-    assert "<html" in found.report().read_text()
+    assert json.loads((found.folder / "result.json").read_text(encoding="utf-8"))["best"] == result.best
+    assert "<html" in found.report().read_text(encoding="utf-8")
     with found.serve() as endpoint:
         served = api.benchmark(endpoint.url, str(workload), streams=(2,), prompts=12, out=tmp_path / "bench")
     assert served.cold_start_s is None  # it was running already
@@ -139,7 +139,7 @@ def test_a_recipe_for_another_model_is_refused(model: Path, workload: Path, tmp_
 def test_a_prompt_longer_than_the_context_is_named(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     lines = [{"prompt": f"{n} " * 20_000 if n == 3 else f"short {n}"} for n in range(12)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(BadInputError, match="tokens long"):
         optimize(model, path, tmp_path / "runs")
 

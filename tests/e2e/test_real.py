@@ -61,7 +61,7 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
     made, _ = api.certify(str(found.folder), prompts=4, max_tokens=40)
     assert made.verdict in ("identical", "near ties only")
     assert made.techniques[0].guessed
-    assert "Lossless" in found.report().read_text()
+    assert "Lossless" in found.report().read_text(encoding="utf-8")
 
 
 def _answer(endpoint: Endpoint, *, stream: bool) -> list[tuple[str, dict[str, float]]]:

@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workload(tmp_path: Path) -> Path:
     path = tmp_path / "questions.jsonl"
     lines = [{"prompt": f"Question {n}: what is {n} and {n}? " * 3, "max_tokens": 12} for n in range(40)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -69,7 +69,7 @@ def test_what_the_search_measured_is_in_the_artefact_wherever_it_goes(
     assert table.streams[:1] == (1,)
     assert table.lengths[-1] == 12
     assert SpeculationTable.read(found.folder / "artifact") == table
-    assert "Speculation by load" in found.report().read_text()
+    assert "Speculation by load" in found.report().read_text(encoding="utf-8")
     assert "speculation" in found.result.seconds
     kept = Artifact.open(found.folder)
     assert store.verify(kept.key) == []
@@ -107,6 +107,6 @@ def test_a_table_is_measured_anew_with_the_next_search(
     assert store.verify(key) == []
     assert (
         store.manifest(key)["created"]
-        == json.loads((first.folder / "artifact" / "manifest.json").read_text())["created"]
+        == json.loads((first.folder / "artifact" / "manifest.json").read_text(encoding="utf-8"))["created"]
     )
     assert list(store.manifest(key)["files"]).count(FILE) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -96,6 +97,17 @@ def test_a_crash_ends_what_is_in_flight_and_the_engine_comes_back(backend: Backe
     found = [bursts.get(timeout=30) for _ in range(bursts.qsize())]
     assert [burst.finish for burst in found if burst.finish] == ["lost"]
     assert decoded(backend, Request([1, 2], max_tokens=3, ignore_eos=True))[-1].finish == "length"
+
+
+def test_what_the_engine_logs_has_the_servers_format(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    backend = Backend("fake", folder, SLOW.model_dump_json(), "json")
+    backend.wait()
+    not_a_token: Any = "x"
+    assert decoded(backend, Request([not_a_token], max_tokens=1))[-1].finish == "error"
+    backend.close()
+    (line,) = map(json.loads, capfd.readouterr().err.splitlines())
+    assert (line["level"], line["message"]) == ("error", "The engine failed to take a sequence in.")
+    assert "TypeError" in line["exception"]
 
 
 def test_an_engine_that_dies_while_it_loads_is_an_error(folder: Path) -> None:

@@ -60,7 +60,7 @@ def test_samples_have_what_the_stream_had(tmp_path: Path) -> None:
         assert body["model"] == "tiny"
         assert (body["temperature"], body["stream"], body["stream_options"]) == (0, True, {"include_usage": True})
         assert headers["Authorization"] == "Bearer secret-key"
-    assert "secret-key" not in out.read_text()
+    assert "secret-key" not in out.read_text(encoding="utf-8")
 
 
 def test_pieces_are_stamped_when_they_arrive(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_answers_are_appended_and_a_torn_line_is_dropped(tmp_path: Path) -> None
 
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
     out = tmp_path / "s.jsonl"
-    out.write_text(json.dumps({"prompt_id": "x", "colour": 3}) + "\n")
+    out.write_text(json.dumps({"prompt_id": "x", "colour": 3}) + "\n", encoding="utf-8")
     with pytest.raises(BadInputError, match=r"Line 1 of .*s.jsonl is not a sample"):
         read_samples(out)
     with pytest.raises(BadInputError, match="can't be read"):
@@ -261,7 +261,7 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         run_load(endpoint, [], concurrency=1, max_tokens=5, out=tmp_path / "s")
     with pytest.raises(BadInputError, match="concurrency"):
         run_load(endpoint, prompts(1), concurrency=0, max_tokens=5, out=tmp_path / "s")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BadInputError, match="can't be written"):
         run_load(endpoint, prompts(1), concurrency=1, max_tokens=5, out=tmp_path / "file" / "s")
 

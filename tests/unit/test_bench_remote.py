@@ -143,7 +143,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 def test_its_artefact_is_a_small_file(tmp_path: Path) -> None:
     engine: Engine = Remote()
     with serving(v1_models=models("tiny")) as server:
-        (tmp_path / "remote.json").write_text(json.dumps({"url": server.url, "model": "tiny"}))
+        (tmp_path / "remote.json").write_text(json.dumps({"url": server.url, "model": "tiny"}), encoding="utf-8")
         for artifact in (tmp_path, tmp_path / "remote.json"):
             with engine.serve(artifact, Settings()) as endpoint:
                 assert (endpoint.url, endpoint.model, endpoint.pid, endpoint.peak_memory_mb()) == (
@@ -168,6 +168,6 @@ def test_its_artefact_is_a_small_file(tmp_path: Path) -> None:
 def test_a_bad_artefact_is_one_sentence(tmp_path: Path, text: str | None, sentence: str) -> None:
     file = tmp_path / "remote.json"
     if text is not None:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     with pytest.raises(QuicksilverError, match=sentence), Remote().serve(file, Settings()):
         pass

@@ -132,11 +132,12 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     information = folder / "plugin-1.0.dist-info"
     information.mkdir(parents=True)
-    (folder / "misbehave.py").write_text(PLUGIN)
-    (folder / "plain.py").write_text(ENGINE)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (folder / "misbehave.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "plain.py").write_text(ENGINE, encoding="utf-8")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n", encoding="utf-8")
     (information / "entry_points.txt").write_text(
-        "[quicksilver.techniques]\nmisbehave = misbehave\n[quicksilver.engines]\nplain = plain\n"
+        "[quicksilver.techniques]\nmisbehave = misbehave\n[quicksilver.engines]\nplain = plain\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
@@ -183,7 +184,10 @@ def test_a_recipe_becomes_an_artefact(tiny: Path) -> None:
     assert artifact.settings.speculation is not None
     assert artifact.settings.speculation.kind == "prompt_lookup"
     assert said == ["step 1 of 2: as-is", "step 2 of 2: int8"]
-    assert [t["name"] for t in json.loads((artifact.path / "fake.json").read_text())["techniques"]] == ["as-is", "int8"]
+    assert [t["name"] for t in json.loads((artifact.path / "fake.json").read_text(encoding="utf-8"))["techniques"]] == [
+        "as-is",
+        "int8",
+    ]
     for key in keys():
         assert store.verify(key) == []
 
@@ -204,8 +208,8 @@ def test_the_artefacts_manifest_says_what_it_is_and_nothing_of_this_machine(tiny
     for key in keys():
         for file in store.path(key).rglob("*.json"):
             for place in (tmp_path, tiny.parent):
-                assert str(place) not in file.read_text()
-    recipe = from_document(json.loads((artifact.path / "recipe.json").read_text())["recipe"])
+                assert str(place) not in file.read_text(encoding="utf-8")
+    recipe = from_document(json.loads((artifact.path / "recipe.json").read_text(encoding="utf-8"))["recipe"])
     assert [t.name() for t in recipe.techniques] == ["int8", "draft"]
     assert (artifact.path / "recipe.json").stat().st_mode & 0o222 == 0
 
@@ -273,7 +277,7 @@ def test_a_users_files_stay_the_users(tmp_path: Path) -> None:
     config = mine / "config.json"
     assert config.stat().st_mode & 0o200
     assert config.stat().st_nlink == 1
-    config.write_text("{}")
+    config.write_text("{}", encoding="utf-8")
     assert store.verify(artifact.key) == []
 
 
@@ -281,11 +285,12 @@ def test_a_calibrated_technique_reads_the_workloads_prompts(tiny: Path, plugin: 
     (plugin / "misbehave.py").write_text(
         PLUGIN.replace('how: str = "not"', 'how: str = "not"\n    calibrated = True').replace(
             'file.write_text("whole")', "file.write_text(repr(step.calibration))"
-        )
+        ),
+        encoding="utf-8",
     )  # fmt: skip
     engine = plugin / "plain.py"
     copies = 'import shutil\n            shutil.copy(step.source / "tokenizer.json", step.target)\n            '
-    engine.write_text(ENGINE.replace("(step.target", f"{copies}(step.target", 1))
+    engine.write_text(ENGINE.replace("(step.target", f"{copies}(step.target", 1), encoding="utf-8")
     with pytest.raises(IllegalRecipeError, match="misbehave is calibrated on a workload's prompts, and there are none"):
         building.build(misbehaving(tiny, "not"))
     made = plan(
@@ -295,7 +300,7 @@ def test_a_calibrated_technique_reads_the_workloads_prompts(tiny: Path, plugin: 
         calibration=(Prompt(id="a", prompt="The river"), Prompt(id="b", token_ids=(5, 6, 7))),
     )
     artifact = building.build(made)
-    first, second = json.loads((artifact.path / "made.txt").read_text())
+    first, second = json.loads((artifact.path / "made.txt").read_text(encoding="utf-8"))
     assert len(first) > 0
     assert second == [5, 6, 7]
 
@@ -306,7 +311,7 @@ def test_the_fake_engine_is_built_for_without_the_heavy_stack(
     traps = tmp_path / "traps"
     traps.mkdir()
     for name in ("torch", "transformers", "openvino", "openvino_genai", "openvino_tokenizers", "nncf", "optimum"):
-        (traps / f"{name}.py").write_text("raise SystemExit('a heavy library was imported')")
+        (traps / f"{name}.py").write_text("raise SystemExit('a heavy library was imported')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(traps), prepend=os.pathsep)
     script = (
         "import sys\nfrom quicksilver.build import build, plan\nfrom quicksilver.nouns import Recipe\n"
@@ -360,11 +365,12 @@ def test_what_libraries_print_does_not_get_in_the_way(tiny: Path, plugin: Path, 
 
 def test_a_log_is_named_and_only_its_own_part_is_quoted(tiny: Path, plugin: Path, tmp_path: Path) -> None:
     log = tmp_path / "build.log"
-    log.write_text("words of another run\n")
+    log.write_text("words of another run\n", encoding="utf-8")
     with pytest.raises(BuildError, match=rf"failed: one last word; the log is {log}\.$"):
         building.build(misbehaving(tiny, "exit"), log=log)
     (plugin / "misbehave.py").write_text(
-        PLUGIN.replace('print("one last word"', 'str("nothing"').replace("file=sys.stderr, flush=True", "")
+        PLUGIN.replace('print("one last word"', 'str("nothing"').replace("file=sys.stderr, flush=True", ""),
+        encoding="utf-8",
     )
     with pytest.raises(BuildError, match="failed: exit code 7; the log"):
         building.build(misbehaving(tiny, "exit"), log=log)
@@ -375,7 +381,7 @@ def test_a_log_is_named_and_only_its_own_part_is_quoted(tiny: Path, plugin: Path
 def test_a_file_beside_the_user_does_not_stand_in_for_a_library(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "pydantic.py").write_text("raise SystemExit('not pydantic')")
+    (tmp_path / "pydantic.py").write_text("raise SystemExit('not pydantic')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert building.build(plan(tiny)).label == "as-is"
 
@@ -464,11 +470,11 @@ def test_a_killed_build_takes_its_worker_along_and_the_next_run_builds(tiny: Pat
     assert leavings(home) != []
     assert len(keys()) == 1
     assert not store.has(misbehaving(tiny, "slow").key)
-    (plugin / "misbehave.py").write_text(PLUGIN.replace("time.sleep(600)", "time.sleep(0)"))
+    (plugin / "misbehave.py").write_text(PLUGIN.replace("time.sleep(600)", "time.sleep(0)"), encoding="utf-8")
     artifact = building.build(misbehaving(tiny, "slow"))
     assert leavings(home) == []
     assert store.verify(artifact.key) == []
-    assert (artifact.path / "made.txt").read_text() == "whole"
+    assert (artifact.path / "made.txt").read_text(encoding="utf-8") == "whole"
 
 
 def test_a_killed_worker_is_told_from_a_failed_one(tiny: Path, plugin: Path) -> None:

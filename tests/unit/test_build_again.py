@@ -32,7 +32,7 @@ def test_what_is_damaged_is_built_again(tiny: Path, file: str) -> None:
     for key in (building.build(made).key, made.steps[0].key):
         damaged = store.path(key) / file
         damaged.chmod(0o644)
-        damaged.write_text("")
+        damaged.write_text("", encoding="utf-8")
     again = plan(tiny)
     assert not again.built
     assert again.missing == again.steps

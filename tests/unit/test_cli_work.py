@@ -45,7 +45,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe_file(folder: Path, tiny: Path, *techniques: str) -> str:
     path = folder / "recipe.toml"
-    path.write_text(f'model = "{tiny}"\nengine = "fake"\ntechniques = {json.dumps(list(techniques))}\n')
+    path.write_text(
+        f'model = "{tiny}"\nengine = "fake"\ntechniques = {json.dumps(list(techniques))}\n', encoding="utf-8"
+    )
     return str(path)
 
 
@@ -101,7 +103,7 @@ def test_flags_build_the_same_as_a_file(tmp_path: Path, tiny: Path, capsys: pyte
     assert run(["build", *flags, "--dry-run", "--json"]) == 0
     by_flags = output(capsys)["key"]
     assert run(["build", *flags, "--print-recipe"]) == 0
-    (tmp_path / "printed.toml").write_text(capsys.readouterr().out)
+    (tmp_path / "printed.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert run(["build", "printed.toml", "--dry-run", "--json"]) == 0
     assert output(capsys)["key"] == by_flags
     assert by_flags == api.plan(Recipe(str(tiny), [PromptLookup(tokens=5)], engine="fake")).key
@@ -177,14 +179,14 @@ def test_what_is_damaged_is_named_and_can_be_removed(
     key = output(capsys)["key"]
     victim = store.path(key) / "config.json"
     victim.chmod(0o644)
-    victim.write_text("{}")
+    victim.write_text("{}", encoding="utf-8")
     assert run(["store", "verify", key]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert f"{key}: config.json has 2 bytes instead of " in err
     manifest = store.path(key) / "manifest.json"
     manifest.chmod(0o644)
-    manifest.write_text("{")
+    manifest.write_text("{", encoding="utf-8")
     assert run(["store", "list"]) == 0
     assert "damaged" in capsys.readouterr().out
     assert run(["store", "verify", "--json"]) == 1
@@ -238,7 +240,10 @@ def test_optimize_is_interrupted_and_goes_on(tmp_path: Path, tiny: Path) -> None
     assert done.returncode == 0, done.stderr
     result = Result.model_validate_json(done.stdout)
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [result.id]
-    assert Result.model_validate_json((tmp_path / "runs" / result.id / "result.json").read_text()) == result
+    assert (
+        Result.model_validate_json((tmp_path / "runs" / result.id / "result.json").read_text(encoding="utf-8"))
+        == result
+    )
     assert result.command.startswith(f"quicksilver optimize {tiny} --engine fake")
     assert {candidate.label for candidate in result.candidates} == {"as-is", "prompt-lookup"}
 
@@ -331,7 +336,7 @@ def test_serve_answers_until_ctrl_c(tmp_path: Path, tiny: Path, capsys: pytest.C
 def test_serve_says_why_it_can_not(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", recipe_file(tmp_path, tiny), "--json"]) == 0
     key = output(capsys)["key"]
-    (empty := tmp_path / "empty").write_text("\n \n")
+    (empty := tmp_path / "empty").write_text("\n \n", encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for args, said in (

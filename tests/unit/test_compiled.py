@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import logging
 import os
 import shutil
@@ -285,7 +286,7 @@ def test_a_folder_that_cannot_be_written_to(plain: Path, home: Path, caplog: pyt
 
 
 def test_a_folder_that_cannot_be_made(plain: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    home.write_text("a file where the cache folder should be")
+    home.write_text("a file where the cache folder should be", encoding="utf-8")
     fresh = logits(plain, keep=False)
     assert same(logits(plain), fresh)
     assert "can't be kept" in caplog.text
@@ -328,6 +329,15 @@ def test_a_graph_that_is_too_large_is_not_kept(
     assert "can't be kept" in caplog.text
 
 
+@pytest.fixture
+def restored_locale() -> Iterator[None]:
+    """OpenVINO sets the C locale while it compiles; of two threads that do, one restores what the other had set."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.mark.usefixtures("restored_locale")
 def test_two_at_once_do_not_harm_each_other(plain: Path) -> None:
     fresh = logits(plain, keep=False)
     found: list[list[NDArray[np.float32]]] = []

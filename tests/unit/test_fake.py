@@ -31,7 +31,7 @@ class Int8(Technique):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fake")
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 100, "eos_token_id": 2}))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 100, "eos_token_id": 2}), encoding="utf-8")
     return folder
 
 

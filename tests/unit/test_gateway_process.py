@@ -74,12 +74,12 @@ def test_the_last_words_of_a_server_that_dies_while_loading_are_the_error(folder
         serve_process("fake", folder, settings, log=log),
     ):
         pass
-    assert "decod_ms" in log.read_text()
+    assert "decod_ms" in log.read_text(encoding="utf-8")
 
 
 def test_an_engine_that_can_t_read_its_artefact_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     broken = make_tiny_model(tmp_path / "model")
-    (broken / "fake.json").write_text("{")
+    (broken / "fake.json").write_text("{", encoding="utf-8")
     log = tmp_path / "server.log"
     with (
         pytest.raises(EngineError, match=r"could not open .* `quicksilver store verify`") as caught,
@@ -87,7 +87,7 @@ def test_an_engine_that_can_t_read_its_artefact_is_one_sentence(folder: Path, tm
     ):
         pass
     assert "\n" not in str(caught.value)
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 def test_a_python_that_isn_t_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_python_that_isn_t_there_is_one_sentence(folder: Path, tmp_path: Path)
 
 def test_an_old_log_doesn_t_explain_a_new_death(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    log.write_text("error: something of yesterday.\n")
+    log.write_text("error: something of yesterday.\n", encoding="utf-8")
     with (
         pytest.raises(EngineError, match="exit code"),
         serve_process("fake", folder, Settings(), log=log, python="false"),

@@ -40,7 +40,10 @@ def test_a_float16_gguf_gives_the_original_weights(
     assert want.keys() == have.keys()
     for name in want:
         np.testing.assert_array_equal(have[name], want[name].astype(np.float16), err_msg=name)
-    configs = [json.loads((folder / "config.json").read_text()) for folder in (original, tmp_path / "converted")]
+    configs = [
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for folder in (original, tmp_path / "converted")
+    ]
     shared = configs[0].keys() & configs[1].keys() - {"dtype"}
     assert {key: configs[0][key] for key in shared} == {key: configs[1][key] for key in shared}
     assert len(shared) >= 16
@@ -67,7 +70,7 @@ def test_the_tokenizer_and_the_ends_are_kept(tmp_path: Path) -> None:
     assert loaded.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     ) == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    assert json.loads((tmp_path / "c" / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads((tmp_path / "c" / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == 2
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +78,7 @@ def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.
     convert(source, tmp_path / "one")
     monkeypatch.setattr(ours, "SHARD_BYTES", 100_000)
     convert(source, tmp_path / "many")
-    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())["weight_map"]
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
     one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     assert len(set(index.values())) > 1
     assert one.keys() == many.keys() == index.keys()

@@ -77,7 +77,7 @@ def endpoint_at(port: int, model: str = "model") -> Endpoint:
 
 
 def hears(log: Path, said: str) -> bool:
-    return said in log.read_text()
+    return said in log.read_text(encoding="utf-8")
 
 
 def test_no_request_fails_while_a_server_replaces_another(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_one_that_can_t_be_loaded_leaves_the_other_alone(folder: Path, tmp_path:
                 if n == 2:
                     new.send_signal(signal.SIGTERM)
                 new.wait(30)
-        assert "no property 'nonsense'" in logs[1].read_text()
+        assert "no property 'nonsense'" in logs[1].read_text(encoding="utf-8")
         assert ask(endpoint_at(port), "/models")["data"]
         with server(folder, logs[3], port=port, replace=True):  # and it can be replaced still
             until(lambda: old.poll() is not None)
@@ -178,7 +178,7 @@ def test_another_program_s_port_is_not_taken(folder: Path, tmp_path: Path) -> No
         port = other.getsockname()[1]
         with server(folder, log, port=port, replace=True) as process:
             assert process.wait(30) == 1
-    assert log.read_text() == (
+    assert log.read_text(encoding="utf-8") == (
         f"error: Port {port} on 127.0.0.1 can't be used: address already in use."
         " No server that can be replaced was found there.\n"
     )
@@ -191,7 +191,7 @@ def test_a_socket_that_others_reach_is_not_taken_over_without_a_key(folder: Path
         until(lambda: hears(logs[0], "Ready"))
         with server(folder, logs[1], port=port, replace=True) as new:
             assert new.wait(30) == 1
-        assert "0.0.0.0 can be reached from other machines" in logs[1].read_text()
+        assert "0.0.0.0 can be reached from other machines" in logs[1].read_text(encoding="utf-8")
         assert ask(endpoint_at(port), "/models")["data"]
 
 

@@ -34,8 +34,8 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: object) -> None:
-    document = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+    document = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "mixtral", "qwen2"])
@@ -107,7 +107,7 @@ def test_a_damaged_memory_is_computed_again(tiny: Path, tmp_path: Path) -> None:
     kept = list((tmp_path / "home" / "fingerprints").glob("*.json"))
     assert kept
     for number, path in enumerate(kept):
-        path.write_text(["", "[]", '{"version": 1}'][number % 3])
+        path.write_text(["", "[]", '{"version": 1}'][number % 3], encoding="utf-8")
     assert resolve(str(tiny)) == first
 
 
@@ -123,9 +123,9 @@ def test_a_model_is_read_where_nothing_can_be_remembered(tiny: Path, tmp_path: P
 
 def test_the_licence_comes_from_the_model_card(tiny: Path) -> None:
     assert resolve(str(tiny)).licence == "not stated"
-    (tiny / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
+    (tiny / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n", encoding="utf-8")
     assert resolve(str(tiny)).licence == "apache-2.0"
-    (tiny / "README.md").write_text("---\nlicense: [\n---\n")
+    (tiny / "README.md").write_text("---\nlicense: [\n---\n", encoding="utf-8")
     assert resolve(str(tiny)).licence == "not stated"
 
 
@@ -146,19 +146,22 @@ def header_cut(folder: Path) -> None:
 def shard_missing(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors"}}  # fmt: skip
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def tensor_missing(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "a.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.nothing": "a.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.nothing": "a.safetensors"}}), encoding="utf-8"
+    )
 
 
 def shard_outside(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder.parent / "a.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"lm_head.weight": "../a.safetensors"}})
+        json.dumps({"weight_map": {"lm_head.weight": "../a.safetensors"}}),
+        encoding="utf-8",
     )
 
 
@@ -166,8 +169,8 @@ def shard_outside(folder: Path) -> None:
     ("spoil", "sentence"),
     [
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
-        (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
-        (lambda d: (d / "config.json").write_text("[]"), "no JSON object"),
+        (lambda d: (d / "config.json").write_text("{", encoding="utf-8"), "not valid JSON"),
+        (lambda d: (d / "config.json").write_text("[]", encoding="utf-8"), "no JSON object"),
         (lambda d: edit(d / "config.json", num_hidden_layers=None), "doesn't say num_hidden_layers"),
         (lambda d: edit(d / "config.json", num_attention_heads=0, head_dim=None), "something that can't be"),
         (
@@ -175,7 +178,7 @@ def shard_outside(folder: Path) -> None:
             "brings code of its own (auto_map in config",
         ),
         (lambda d: edit(d / "tokenizer_config.json", auto_map={}), "brings code of its own (auto_map in tokenizer"),
-        (lambda d: (d / "modeling_x.py").write_text(""), "brings code of its own (modeling_x.py)"),
+        (lambda d: (d / "modeling_x.py").write_text("", encoding="utf-8"), "brings code of its own (modeling_x.py)"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model"), "only in an old form"),
         (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
@@ -205,7 +208,7 @@ def test_shards_are_read_as_one_model(tiny: Path) -> None:
         save_file({name: tensors[name] for name in part}, tiny / file)
     (tiny / "model.safetensors").unlink()
     index = {"weight_map": {name: file for file, part in files.items() for name in part}}
-    (tiny / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tiny / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     assert resolve(str(tiny)).facts == whole
 
 
@@ -235,7 +238,7 @@ def test_an_unknown_name_gives_a_suggestion(source: str, sentence: str) -> None:
 
 
 def test_single_files_that_are_no_model(tmp_path: Path, tiny: Path) -> None:
-    (tmp_path / "prompts.jsonl").write_text("{}")
+    (tmp_path / "prompts.jsonl").write_text("{}", encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     for path, sentence in {
         tmp_path / "prompts.jsonl": "is not a GGUF file",

@@ -114,7 +114,7 @@ def test_only_pickles_are_refused_before_anything_is_downloaded(hub: Hub) -> Non
 
 
 def test_code_is_refused_before_anything_is_downloaded(hub: Hub) -> None:
-    (hub.folder / "modeling_tiny.py").write_text("import os")
+    (hub.folder / "modeling_tiny.py").write_text("import os", encoding="utf-8")
     with pytest.raises(BadInputError, match="brings code of its own"):
         resolve("org/tiny")
     assert hub.served == []

@@ -125,7 +125,7 @@ def test_two_at_once_download_once(wheels: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_home_that_is_a_file_gives_one_sentence(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").write_text("", encoding="utf-8")
     monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "plain"))
     with pytest.raises(BadInputError, match="can't be written to"):
         fetch(pinned())
@@ -146,7 +146,7 @@ def test_a_full_disk_gives_one_sentence(tmp_path: Path) -> None:
 
 def test_writing_leaves_other_errors_alone(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), writing(tmp_path):
-        tmp_path.read_text()
+        tmp_path.read_text(encoding="utf-8")
 
 
 def test_disk_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_table_decides_from_the_first_step_on(artifact: Path, tmp_path: Path, 
         guessed=(0, 6),
         gained=(1, 3),
     )
-    (folder / FILE).write_text(table.model_dump_json())
+    (folder / FILE).write_text(table.model_dump_json(), encoding="utf-8")
     with opened(folder, speculation=LOOKUP) as decoder:
         (heard,) = decode(decoder, greedy(list(range(500)), 4))  # whatever comes next has been there before
         assert (decoder.drafted > 0) == pays
@@ -271,7 +271,7 @@ def test_a_cache_is_as_large_as_the_streams_can_use_and_never_larger_than_what_i
         with opened(artifact, **fields) as decoder:
             return decoder._blocks.number * decoder._blocks.tokens
 
-    context = json.loads((artifact / "config.json").read_text())["max_position_embeddings"]
+    context = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     assert tokens(kv_cache_gb=0, max_streams=3) == pytest.approx(3 * context, rel=0.05)
     monkeypatch.setattr("quicksilver.engines.openvino.files.available_memory", lambda: 2_000_000)
     least = tokens(kv_cache_gb=0.0001)

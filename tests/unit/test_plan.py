@@ -297,8 +297,8 @@ def test_a_copy_of_the_draft_is_the_same_draft_and_a_changed_one_is_not(
     shutil.copytree(tiny, copy)
     original = plan(model, [{"name": "draft", "model": str(tiny)}])
     assert keys(plan(model, [{"name": "draft", "model": str(copy)}])) == keys(original)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 20_000.0}))
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 20_000.0}), encoding="utf-8")
     assert keys(plan(model, [{"name": "draft", "model": str(copy)}])) != keys(original)
 
 
@@ -397,8 +397,8 @@ def _cgroup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, membership: str, fi
     for name, text in files.items():
         file = tmp_path / "cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    (tmp_path / "membership").write_text(membership)
+        file.write_text(text, encoding="utf-8")
+    (tmp_path / "membership").write_text(membership, encoding="utf-8")
     monkeypatch.setattr(hardware, "CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(hardware, "PROC_CGROUP", tmp_path / "membership")
 

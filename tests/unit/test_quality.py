@@ -318,7 +318,7 @@ def test_logprobs_are_kept_as_they_are(tmp_path: Path) -> None:
     write_logprobs(path, items)
     assert read_logprobs(path) == items
     assert list(tmp_path.iterdir()) == [path]
-    path.write_text('{"prompt_id": "a"}\n')
+    path.write_text('{"prompt_id": "a"}\n', encoding="utf-8")
     with pytest.raises(BadInputError, match="holds no log-probabilities"):
         read_logprobs(path)
     with pytest.raises(BadInputError, match="can't be read"):

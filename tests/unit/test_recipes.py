@@ -25,7 +25,7 @@ names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_/", min_size=1, max_size=
 
 def write(folder: Path, content: str, name: str = "recipe.toml") -> Path:
     path = folder / name
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     return path
 
 
@@ -106,7 +106,7 @@ def test_examples_can_be_stacked(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.techniques
     assert order(recipe.techniques, START | {"gguf grid"})
-    assert "#" in path.read_text()
+    assert "#" in path.read_text(encoding="utf-8")
 
 
 def test_paths_start_at_the_file(tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ def test_save_replaces_whole_files_and_keeps_the_data_if_drawing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report.save(variants.golden(), tmp_path)
-    before = (tmp_path / "report.html").read_text()
+    before = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert before == page("golden")
 
     def broken(*_: Any) -> None:
@@ -341,7 +341,7 @@ def test_save_replaces_whole_files_and_keeps_the_data_if_drawing_fails(
     with pytest.raises(RuntimeError):
         report.save(variants.no_winner(), tmp_path)
     assert report.load_result(tmp_path) == variants.no_winner()
-    assert (tmp_path / "report.html").read_text() == before
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_no_other(
@@ -360,7 +360,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_other(
 
 
 def test_save_to_where_a_file_is(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("")
+    (tmp_path / "runs").write_text("", encoding="utf-8")
     with pytest.raises(BadInputError, match="can't be written"):
         report.save(variants.golden(), tmp_path / "runs" / "1")
 
@@ -403,10 +403,10 @@ def test_a_certificate_stands_in_the_report_of_the_run_that_has_it(tmp_path: Pat
     report.save(variants.golden(), tmp_path)
     kept = report.keep(variants.certificate(), tmp_path)
     assert report.load_certificate(kept) == variants.certificate()
-    assert "Lossless up to near ties" in (tmp_path / "report.html").read_text()
+    assert "Lossless up to near ties" in (tmp_path / "report.html").read_text(encoding="utf-8")
     other = variants.certificate().model_copy(update={"label": "int8"})
     report.keep(other, tmp_path)  # of an artefact that isn't the winner
-    assert "Lossless" not in (tmp_path / "report.html").read_text()
-    kept.write_text("{")
+    assert "Lossless" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    kept.write_text("{", encoding="utf-8")
     report.save(variants.golden(), tmp_path)
-    assert "Lossless" not in (tmp_path / "report.html").read_text()
+    assert "Lossless" not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -74,8 +74,10 @@ def test_biases_are_rotated_too(tmp_path: Path) -> None:
 
     source = make_tiny_model(tmp_path / "tiny")
     _whole(source)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"attention_bias": True, "mlp_bias": True}))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (source / "config.json").write_text(
+        json.dumps(config | {"attention_bias": True, "mlp_bias": True}), encoding="utf-8"
+    )
     tensors = load_file(source / "model.safetensors")
     torch.manual_seed(0)
     biases = {

@@ -119,7 +119,7 @@ def test_confidence_begins_with_what_was_seen() -> None:
 def test_a_table_from_elsewhere_is_left_with_a_word(
     field: str, value: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / FILE).write_text(table().model_copy(update={field: value}).model_dump_json())
+    (tmp_path / FILE).write_text(table().model_copy(update={field: value}).model_dump_json(), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert speculation_table(tmp_path, SETTINGS) is None
     assert field in caplog.text
@@ -129,7 +129,7 @@ def test_a_table_from_elsewhere_is_left_with_a_word(
 def test_a_table_that_cant_be_read_is_left_with_a_word(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert speculation_table(tmp_path, SETTINGS) is None
     assert "can't be read" in caplog.text
@@ -137,7 +137,7 @@ def test_a_table_that_cant_be_read_is_left_with_a_word(
 
 def test_a_table_of_here_is_taken_and_none_is_no_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert speculation_table(tmp_path, SETTINGS) is None
-    (tmp_path / FILE).write_text(table().model_dump_json())
+    (tmp_path / FILE).write_text(table().model_dump_json(), encoding="utf-8")
     assert speculation_table(tmp_path, SETTINGS) == table()
     assert speculation_table(tmp_path, Settings()) is None
     assert not caplog.text

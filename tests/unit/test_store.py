@@ -50,8 +50,8 @@ def test_an_object_is_there_with_a_manifest_of_its_files() -> None:
 
 def test_a_manifest_names_no_place_of_this_machine(tmp_path: Path) -> None:
     folder = put()
-    assert str(tmp_path) not in (folder / MANIFEST).read_text()
-    assert "inode" not in (folder / MANIFEST).read_text()
+    assert str(tmp_path) not in (folder / MANIFEST).read_text(encoding="utf-8")
+    assert "inode" not in (folder / MANIFEST).read_text(encoding="utf-8")
 
 
 def test_a_block_that_raises_leaves_nothing(home: Path) -> None:
@@ -73,24 +73,24 @@ def test_what_lies_at_an_objects_place_without_a_manifest_is_no_object() -> None
 
 def test_a_link_to_a_users_file_becomes_a_copy(tmp_path: Path) -> None:
     mine, pointed_at = tmp_path / "tokenizer.json", tmp_path / "config.json"
-    mine.write_text("mine")
-    pointed_at.write_text("pointed at")
+    mine.write_text("mine", encoding="utf-8")
+    pointed_at.write_text("pointed at", encoding="utf-8")
     with store.locked(KEY), store.new(KEY, {}) as folder:
         os.link(mine, folder / "tokenizer.json")
         (folder / "config.json").symlink_to(pointed_at)
     assert mine.stat().st_mode & 0o200
-    mine.write_text("changed")
-    pointed_at.write_text("changed")
+    mine.write_text("changed", encoding="utf-8")
+    pointed_at.write_text("changed", encoding="utf-8")
     assert store.verify(KEY) == []
-    assert (store.path(KEY) / "tokenizer.json").read_text() == "mine"
-    assert (store.path(KEY) / "config.json").read_text() == "pointed at"
+    assert (store.path(KEY) / "tokenizer.json").read_text(encoding="utf-8") == "mine"
+    assert (store.path(KEY) / "config.json").read_text(encoding="utf-8") == "pointed at"
     assert not (store.path(KEY) / "config.json").is_symlink()
 
 
 def link_from(key: str, new: str) -> Path:
     with store.locked(new), store.new(new, {"kind": "artifact"}, source=key) as folder:
         os.link(store.path(key) / "weights.bin", folder / "weights.bin")
-        (folder / "own.json").write_text("{}")
+        (folder / "own.json").write_text("{}", encoding="utf-8")
     return store.path(new)
 
 
@@ -184,7 +184,7 @@ def test_prune_of_an_unknown_key_removes_nothing() -> None:
 def test_a_damaged_manifest_is_said_and_can_be_pruned(text: str) -> None:
     file = put() / MANIFEST
     file.chmod(0o644)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(BadInputError, match=f"The manifest of {KEY} is damaged; .*prune {KEY}"):
         store.verify(KEY)
     assert store.prune([KEY])[0] == 1
@@ -323,7 +323,7 @@ def test_history_is_remembered_and_a_cut_file_is_no_obstacle(home: Path) -> None
     store.remember("int8", {"seconds": 3.0})
     store.remember("awq", {"seconds": 5.0})
     assert store.history("int8") == {"seconds": 3.0}
-    (home / "store" / "history.json").write_text('{"int8": {"seco')
+    (home / "store" / "history.json").write_text('{"int8": {"seco', encoding="utf-8")
     assert store.history("int8") is None
     store.remember("int8", {"seconds": 4.0})
     assert store.history("int8") == {"seconds": 4.0}

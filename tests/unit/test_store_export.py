@@ -34,7 +34,7 @@ def test_an_object_goes_to_another_store_and_is_the_same(tmp_path: Path, home: P
         assert (store.path(KEY) / name).read_bytes() == content
         assert (store.path(KEY) / name).stat().st_mode & 0o777 == 0o444
     assert store.manifest(KEY) == json.loads(
-        (tmp_path / "elsewhere" / "store" / "objects" / KEY / MANIFEST).read_text()
+        (tmp_path / "elsewhere" / "store" / "objects" / KEY / MANIFEST).read_text(encoding="utf-8")
     )
     assert store.import_(source) == KEY
     assert leavings(home) == []
@@ -71,7 +71,7 @@ def test_an_export_to_a_place_that_is_not_there(tmp_path: Path) -> None:
     put()
     with pytest.raises(BadInputError, match="can't be written: no such file or directory"):
         store.export(KEY, tmp_path / "no" / "out.tar")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BadInputError, match="can't be written: not a directory"):
         store.export(KEY, tmp_path / "file" / "out.tar")
 
@@ -183,7 +183,7 @@ def test_a_file_that_is_added_belongs_to_the_object_and_its_key_stays(tmp_path: 
     before, inode = store.manifest(KEY), (folder / "weights.bin").stat().st_ino
     for text in ("first", "second"):
         store.amend(KEY, "notes.json", text)
-        assert (folder / "notes.json").read_text() == text
+        assert (folder / "notes.json").read_text(encoding="utf-8") == text
         assert store.verify(KEY) == []
     after = store.manifest(KEY)
     assert {name: after["files"][name] for name in before["files"]} == before["files"]
@@ -196,7 +196,7 @@ def test_a_file_that_is_added_belongs_to_the_object_and_its_key_stays(tmp_path: 
     store.export(KEY, tmp_path / "it.tar")
     store.remove(KEY)
     assert store.import_(tmp_path / "it.tar") == KEY
-    assert (folder / "notes.json").read_text() == "second"
+    assert (folder / "notes.json").read_text(encoding="utf-8") == "second"
 
 
 def test_what_is_wrong_with_an_object_stays_wrong_when_a_file_is_added() -> None:

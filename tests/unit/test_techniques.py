@@ -125,13 +125,14 @@ def test_a_gguf_has_the_vocabulary_of_the_directory_that_it_becomes(tmp_path: Pa
 )
 def test_a_tokenizer_without_a_vocabulary_is_refused(text: str | None, sentence: str, tmp_path: Path) -> None:
     if text is not None:
-        (tmp_path / "tokenizer.json").write_text(text)
+        (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
     with pytest.raises(BadInputError, match=sentence):
         vocabulary(tmp_path)
 
 
 def test_the_ids_of_a_unigram_vocabulary_are_its_order(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(
-        '{"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "<s>", "id": 7}]}'
+        '{"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "<s>", "id": 7}]}',
+        encoding="utf-8",
     )
     assert vocabulary(tmp_path) == {"a": 0, "b": 1, "<s>": 7}

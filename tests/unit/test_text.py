@@ -46,7 +46,7 @@ def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     )
     folder = tmp_path_factory.mktemp("fallback")
     library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}), encoding="utf-8")
     return Tokenizer(folder)
 
 
@@ -151,7 +151,7 @@ def test_chat_templates_render_as_in_transformers(tmp_path: Path, template: str 
     folder = make_tiny_model(tmp_path / "model", chat_template=False)
     config = folder / "tokenizer_config.json"
     special = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
-    config.write_text(json.dumps(special | {"chat_template": template}))
+    config.write_text(json.dumps(special | {"chat_template": template}), encoding="utf-8")
     (expected,), _ = render_jinja_template(
         [MESSAGES], chat_template=template, tools=None, documents=None, add_generation_prompt=True, **special
     )
@@ -161,9 +161,9 @@ def test_chat_templates_render_as_in_transformers(tmp_path: Path, template: str 
 def test_the_template_file_comes_before_the_config(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", chat_template=False)
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "config"}]
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}), encoding="utf-8")
     assert Tokenizer(folder).chat(MESSAGES) == "config"
-    (folder / "chat_template.jinja").write_text("file")
+    (folder / "chat_template.jinja").write_text("file", encoding="utf-8")
     assert Tokenizer(folder).chat(MESSAGES) == "file"
 
 
@@ -180,7 +180,7 @@ def test_the_template_file_comes_before_the_config(tmp_path: Path) -> None:
 )
 def test_a_template_that_fails_says_why(tmp_path: Path, template: str | None, said: str) -> None:
     folder = make_tiny_model(tmp_path / "model", chat_template=False)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
     with pytest.raises(BadInputError, match=said):
         Tokenizer(folder).chat(MESSAGES)
 
@@ -193,8 +193,8 @@ def test_the_end_tokens_come_from_the_generation_config_first(
     tmp_path: Path, generation: dict[str, Any], config: dict[str, Any], expected: set[int]
 ) -> None:
     folder = make_tiny_model(tmp_path / "model")
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 512} | config))
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 512} | config), encoding="utf-8")
     assert Tokenizer(folder).eos == expected
 
 
@@ -211,7 +211,7 @@ def test_truncation_that_the_file_asks_for_is_off(tmp_path: Path) -> None:
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     folder = make_tiny_model(tmp_path / "model")
-    (folder / name).write_text(content)
+    (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(BadInputError, match=name):
         Tokenizer(folder)
 

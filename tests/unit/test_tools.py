@@ -308,15 +308,15 @@ KNOWING = (
 
 def test_a_template_with_tools_gets_them_as_they_are(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
-    (folder / "chat_template.jinja").write_text(KNOWING)
+    (folder / "chat_template.jinja").write_text(KNOWING, encoding="utf-8")
     expected = "weather(True) now(False) user:Is it warm in Oslo?;assistant:Oslo;tool:It snows.;"
     assert render(folder, messages=TURNS, tools=[WEATHER, NOW]) == expected
     assert not Tokenizer(folder).tagged_calls
     # A model may have a template for tools alone.
     (folder / "chat_template.jinja").unlink()
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     templates = {"default": "plain", "tool_use": KNOWING}
     config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert render(folder, messages=TURNS, tools=[WEATHER, NOW]) == expected
     assert render(folder, messages=TURNS[:1]) == "plain"

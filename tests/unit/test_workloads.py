@@ -25,7 +25,7 @@ TINY: list[dict[str, object]] = [
 
 
 def write(path: Path, records: list[dict[str, object]]) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return str(path)
 
 

@@ -50,7 +50,7 @@ def recipe_of(artifact: Artifact) -> Recipe:
     """Return the recipe that an artefact was built from. Raises BadInputError."""
     path = artifact.path / RECIPE
     try:
-        document = json.loads(path.read_text())["recipe"]
+        document = json.loads(path.read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} says no recipe ({said(error)}).") from error
     return from_document(document)

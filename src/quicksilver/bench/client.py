@@ -260,7 +260,7 @@ def main() -> int:
             summary = asyncio.run(drive(job, out))
         say({"summary": summary})
     except BrokenPipeError:  # whoever started it has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  or the interpreter complains as it ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  or the interpreter complains as it ends
         return STOPPED
     except OSError as error:
         with contextlib.suppress(BrokenPipeError):

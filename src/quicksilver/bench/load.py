@@ -155,14 +155,14 @@ def _run_client(job: Job, api_key: str | None, on_progress: Callable[[int, int],
         environment[API_KEY_ENV] = api_key
     summary: dict[str, Any] | None = None
     failure = ""
-    with tempfile.TemporaryFile("w+") as complaints:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "quicksilver.bench.client"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                text=True,
+                encoding="utf-8",
                 env=environment,
             )
         except OSError as error:

@@ -200,7 +200,7 @@ def _assemble(plan: Plan, weights: str) -> None:
     }
     with store.new(plan.key, facts, source=weights) as target, writing(home()):
         link_all(store.path(weights), target, but=(MANIFEST, GRID_FILE))
-        (target / RECIPE).write_text(json.dumps(document, indent=1))
+        (target / RECIPE).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def _compile(plan: Plan, say: Progress, log: Path | None) -> None:

@@ -90,7 +90,7 @@ def new(key: str, facts: Mapping[str, Any], *, source: str | None = None) -> Ite
         with writing(home()):
             (fresh / MANIFEST).unlink(missing_ok=True)  # of the source, if a step copied all of it
             document = {"key": key, "created": time.time(), **facts, "files": _seal(fresh, source)}
-            (fresh / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True))
+            (fresh / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True), encoding="utf-8")
             (fresh / MANIFEST).chmod(READ_ONLY)
             put(fresh, key)
 
@@ -396,14 +396,14 @@ def remember(name: str, facts: dict[str, float]) -> None:
     with locked("history"), writing(home()):
         file = root() / "history.json"
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(_histories() | {name: facts}, indent=1, sort_keys=True))
+        part.write_text(json.dumps(_histories() | {name: facts}, indent=1, sort_keys=True), encoding="utf-8")
         part.replace(file)
 
 
 def _histories() -> dict[str, dict[str, float]]:
     file = home() / "store" / "history.json"
     try:
-        found: dict[str, dict[str, float]] = json.loads(file.read_text())
+        found: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}  # nothing remembered, or a file that a crash of the machine cut: it only makes guesses better
     return found

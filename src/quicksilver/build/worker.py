@@ -35,7 +35,7 @@ NO_DISK = re.compile(r"no space left|disk quota exceeded|iostream error", re.IGN
 
 def main() -> int:
     """Run the job on stdin; the libraries' own chatter on stdout is sent to stderr."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
+    out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -90,7 +90,9 @@ def _peak_memory_mb() -> float:
     """Return this process's peak resident memory, MB."""
     status = Path("/proc/self/status")
     # ru_maxrss would begin with what the process that started this one had at that moment.
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    found = (
+        re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE) if status.is_file() else None
+    )
     if found:
         return int(found[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -94,7 +94,7 @@ class Fake(Engine):
         done.append(
             {"name": technique.name(), "label": technique.label, "prefill": prefill, "decode": decode, "nats": nats}
         )
-        (step.target / FILE).write_text(json.dumps({"techniques": done}, indent=1) + "\n")
+        (step.target / FILE).write_text(json.dumps({"techniques": done}, indent=1) + "\n", encoding="utf-8")
 
     def serve(
         self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
@@ -400,20 +400,20 @@ def _unit(first: int, second: int) -> float:
 
 def _read_techniques(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE
-    return json.loads(path.read_text())["techniques"] if path.is_file() else []
+    return json.loads(path.read_text(encoding="utf-8"))["techniques"] if path.is_file() else []
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise BadInputError(f"{folder} has no config.json.")
-    config: dict[str, Any] = json.loads(path.read_text())
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     value = generation.get("eos_token_id", config.get("eos_token_id"))
     if value is None:
         return frozenset()

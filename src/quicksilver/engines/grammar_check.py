@@ -71,7 +71,7 @@ class GrammarCheck:
             self._end()
             command = [sys.executable, "-m", "quicksilver.engines.grammar_check", str(self._folder)]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
             )
         process = self._process
         assert process.stdin is not None
@@ -103,7 +103,7 @@ def main() -> None:
     grammars = Grammars(Path(sys.argv[1]), eos=())
     try:
         grammars.load()
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     except (ValueError, OSError):  # compile says the first again; without /proc there is the timer alone
         pass

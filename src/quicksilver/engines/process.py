@@ -244,7 +244,9 @@ def _peak_memory_mb(pid: int) -> float | None:
 
     try:
         if Path("/proc/self/status").exists():
-            found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            found = re.search(
+                r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE
+            )
             return int(found[1]) * 1024 / 1e6 if found else None
         resident: int = psutil.Process(pid).memory_info().rss
     except (psutil.Error, OSError):  # it has ended

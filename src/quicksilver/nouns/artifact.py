@@ -33,8 +33,8 @@ class Artifact(Noun):
         if not folder.is_dir():
             raise BadInputError(f"There is no artefact at {path}.")
         try:
-            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-            recipe: dict[str, Any] = json.loads((folder / RECIPE).read_text())
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            recipe: dict[str, Any] = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
             return cls(
                 path=folder.resolve(),
                 key=manifest["key"],

@@ -123,18 +123,18 @@ class Run:
         path = self.folder / ROUNDS
         if not path.is_file():
             return {}
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         return {entry["round"]: entry["recipes"] for entry in map(_line, lines) if entry}
 
     def servers(self, recipe: str) -> list[dict[str, float]]:
         """Return load_s, cold_start_s and memory_mb of each time that a recipe was served in a race."""
         path = self.folder / SERVERS
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [entry for entry in map(_line, lines) if entry and entry["recipe"] == recipe and entry["racing"]]
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """Append a line of JSON to one of the run's files."""
-        with writing(self.folder), (self.folder / name).open("a") as file:
+        with writing(self.folder), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     @contextmanager
@@ -250,13 +250,13 @@ def open_run(
     (folder / "samples").mkdir(exist_ok=True)
     if not resumed:
         part = folder / (INPUTS + ".part")
-        part.write_text(json.dumps({"key": key, "inputs": inputs}, indent=1))
+        part.write_text(json.dumps({"key": key, "inputs": inputs}, indent=1), encoding="utf-8")
         part.replace(folder / INPUTS)
     return Run(folder=folder, budget_s=budget_s, progress=progress, resumed=resumed)
 
 
 def _inputs_key(folder: Path) -> str | None:
     try:
-        return str(json.loads((folder / INPUTS).read_text())["key"])
+        return str(json.loads((folder / INPUTS).read_text(encoding="utf-8"))["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from quicksilver.errors import QuicksilverError
-from quicksilver.serve.access import LogFormat, set_up_logs
+from quicksilver.serve.access import LogFormat
 from quicksilver.serve.server import Place, serve
 
 
@@ -28,7 +28,6 @@ def main() -> int:
     parser.add_argument("--log-format", choices=get_args(LogFormat), default="none", help="of a line a request")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin does")
     options = parser.parse_args()
-    set_up_logs(options.log_format)
     if options.with_parent:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
@@ -39,7 +38,14 @@ def main() -> int:
             replaceable=not options.with_parent,
             grace_s=options.grace,
         )
-        serve(options.engine, options.artifact, options.settings, place, model=options.model_name)
+        serve(
+            options.engine,
+            options.artifact,
+            options.settings,
+            place,
+            model=options.model_name,
+            log_format=options.log_format,
+        )
     except QuicksilverError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 from quicksilver.errors import EngineError, QuicksilverError, said
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
+from quicksilver.serve.access import LogFormat
 
 log = logging.getLogger("quicksilver.serve")
 
@@ -109,9 +110,9 @@ class Backend(Decoder):
     when they are submitted. `settings` are JSON, which the process checks: nothing that takes long is imported to start it.
     """
 
-    def __init__(self, engine: str, artifact: Path, settings: str) -> None:
-        self._command = [sys.executable, "-m", "quicksilver.serve.worker", engine, str(artifact)]
-        self._settings = settings
+    def __init__(self, engine: str, artifact: Path, settings: str, log_format: LogFormat = "text") -> None:
+        worker = [sys.executable, "-m", "quicksilver.serve.worker"]
+        self._command = [*worker, engine, str(artifact), settings, log_format]
         self._numbers = count()
         self._flying: dict[int, Callable[[Burst], None]] = {}
         self._stats = DecoderStats()
@@ -167,7 +168,7 @@ class Backend(Decoder):
         ours, its = socket.socketpair()
         try:
             process = subprocess.Popen(
-                [*self._command, self._settings, str(its.fileno())],
+                [*self._command, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # what native libraries print is no data
                 pass_fds=[its.fileno()],

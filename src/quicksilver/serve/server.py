@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quicksilver.errors import BadInputError
+from quicksilver.serve.access import LogFormat, set_up_logs
 from quicksilver.serve.backend import Backend
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def serve(
     model: str | None = None,
     limits: Limits | None = None,
     say: Callable[[str], None] = log.info,
+    log_format: LogFormat = "none",
 ) -> None:
     """Serve an artefact until SIGTERM or Ctrl-C; prints {"port": N} on stdout once it is bound.
 
     `settings` are JSON; `model` is the name in the API, by default the artefact's; `limits` are those of the settings if not given; `say` hears
-    what is going on. Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
+    what is going on, and `log_format` is that of stderr. Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
     """
+    set_up_logs(log_format)
     predecessor = _predecessor(place)
     with contextlib.closing(predecessor.listener if predecessor else _bind(place)) as listener:
         host, port = listener.getsockname()[:2]
@@ -65,7 +68,7 @@ def serve(
                 f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
             )
         # It takes the longest: nearly all that is needed here is imported while it loads.
-        backend = Backend(engine, artifact, settings)
+        backend = Backend(engine, artifact, settings, log_format)
         print(json.dumps({"port": port}), flush=True)
         # What native libraries print must not end up in a pipe that nobody reads.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The engine's process: `python -m quicksilver.serve.worker ENGINE ARTIFACT SETTINGS FD`. It ends when its gateway does."""
+"""The engine's process: `python -m quicksilver.serve.worker ENGINE ARTIFACT SETTINGS LOG_FORMAT FD`. It ends when its gateway does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
 from quicksilver.errors import QuicksilverError, said
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats
 from quicksilver.nouns.settings import Settings
+from quicksilver.serve.access import LogFormat, set_up_logs
 from quicksilver.serve.backend import Cancel, Failed, News, Opened, Submit, unopened
 
 log = logging.getLogger("quicksilver.serve")
@@ -119,8 +121,8 @@ class Orders:
 
 def main() -> None:
     """Decode for the gateway at the other end of the socket until it hangs up."""
-    engine, artifact, settings, handle = sys.argv[1:]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    engine, artifact, settings, log_format, handle = sys.argv[1:]
+    set_up_logs(cast("LogFormat", log_format))
     # Those are the gateway's to obey: what is in flight is finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -124,7 +124,8 @@ def _wheel(package: Package, folder: Path) -> Path:
         [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), requirement],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     wheels = sorted(folder.glob("*.whl"))

@@ -69,10 +69,10 @@ def rotate(source: Path, target: Path, *, seed: int = 0) -> None:
     a tensor that it doesn't know.
     """
     found = inspect(source)
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     for path in found.small:
         shutil.copyfile(path, target / path.name)
-    (target / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=1))
+    (target / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=1), encoding="utf-8")
     _write(target, _Rotation(_Weights(found.weights), config, seed).tensors())
 
 
@@ -188,4 +188,4 @@ def _write(target: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     if shard == 1:
         (target / "model-00001.safetensors").rename(target / "model.safetensors")
     else:
-        (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")

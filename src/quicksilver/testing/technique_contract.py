@@ -132,9 +132,9 @@ class TechniqueContract:
             recipe = Recipe(str(model.path), engine=cls.engine, settings=cls.settings)
             given = answer(engines.find(cls.engine), building.build(planning.make(recipe, model)))
             part = kept.with_suffix(f".{id(given)}")
-            part.write_text(json.dumps([given.text, given.logprobs]))
+            part.write_text(json.dumps([given.text, given.logprobs]), encoding="utf-8")
             part.replace(kept)
-        return Answer(*json.loads(kept.read_text()))
+        return Answer(*json.loads(kept.read_text(encoding="utf-8")))
 
     # What it says of itself
 

@@ -91,9 +91,9 @@ def make_tiny_model(
         "config.json": config,
     }
     for name, document in documents.items():
-        (path / name).write_text(json.dumps(document, indent=2) + "\n")
+        (path / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if chat_template:
-        (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        (path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return path
 
 

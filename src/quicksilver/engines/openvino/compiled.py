@@ -81,7 +81,7 @@ def open_graph(folder: Path, properties: Mapping[str, Any], *, keep: bool) -> ov
 def kept_of(folder: Path) -> Path:
     """Return where an artefact's compiled graphs are kept."""
     manifest = folder / MANIFEST
-    name = json.loads(manifest.read_text())["key"] if manifest.is_file() else str(folder.resolve())
+    name = json.loads(manifest.read_text(encoding="utf-8"))["key"] if manifest.is_file() else str(folder.resolve())
     return home() / "compiled" / content_hash(name)
 
 

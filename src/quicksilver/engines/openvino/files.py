@@ -23,7 +23,7 @@ def eos_of(artifact: Path) -> list[int]:
     """Return the ids that end an answer, as generation_config.json or else config.json says."""
     for name in ("generation_config.json", "config.json"):
         path = artifact / name
-        if path.is_file() and (value := json.loads(path.read_text()).get("eos_token_id")) is not None:
+        if path.is_file() and (value := json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")) is not None:
             return [value] if isinstance(value, int) else list(value)
     return []
 
@@ -31,7 +31,7 @@ def eos_of(artifact: Path) -> list[int]:
 def context_of(artifact: Path) -> int | None:
     """Return the tokens of the model's context, as config.json says; None if it doesn't."""
     path = artifact / "config.json"
-    found = json.loads(path.read_text()).get("max_position_embeddings") if path.is_file() else None
+    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings") if path.is_file() else None
     return found if isinstance(found, int) else None
 
 

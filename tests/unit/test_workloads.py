@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.workload import Message, Prompt, Workload
@@ -102,6 +103,18 @@ def test_the_order_of_the_lines_does_not_change_the_splits(tmp_path: Path) -> No
     one = workloads.load(write(tmp_path / "a.jsonl", records))
     other = workloads.load(write(tmp_path / "a.jsonl", records[::-1]))
     assert one.hash == other.hash
+
+
+def test_an_arrival_is_of_a_workloads_identity_where_there_is_one() -> None:
+    """The golden hash of one without is what it was before arrivals were."""
+    plain, timed = (
+        Workload(name="w", search=(Prompt(id="0", prompt="q", arrival_s=when),), seed=1) for when in (None, 0.0)
+    )
+    assert "arrival_s" not in plain.identity()["search"][0]
+    assert plain.hash == "54d4f2abff42cd50"
+    assert timed.hash != plain.hash and timed.search[0].hash != plain.search[0].hash
+    with pytest.raises(ValidationError):
+        Prompt(id="0", prompt="q", arrival_s=-0.1)
 
 
 def test_a_seed_gives_the_same_workload_and_another_seed_another() -> None:

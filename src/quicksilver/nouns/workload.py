@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from quicksilver.nouns.base import Noun
 
 Split = Literal["calibration", "search", "evaluation"]
 Task = Literal["none", "qa", "summary", "code"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Message(Noun):
@@ -30,12 +31,19 @@ class Prompt(Noun):
     max_tokens: int | None = Field(None, ge=1)
     group: str | None = None
     ignore_eos: bool = Field(False, description="synthetic shapes force the length of the answer")
+    arrival_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="seconds after the first, in a recorded trace"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Prompt:
         if sum(x is not None for x in (self.prompt, self.messages, self.token_ids)) != 1:
             raise ValueError("give exactly one of 'prompt', 'messages' and 'token_ids'")
         return self
+
+    def identity(self) -> Any:
+        # Without a trace the hash is the one that it was before there were traces: runs are taken up again by it.
+        return self.model_dump(mode="json", exclude={"arrival_s"} if self.arrival_s is None else None)
 
 
 class Workload(Noun):
@@ -58,4 +66,5 @@ class Workload(Noun):
         return prompts
 
     def identity(self) -> Any:
-        return self.model_dump(mode="json", exclude={"licence", "remark"})
+        prompts = {name: [prompt.identity() for prompt in self.split(name)] for name in SPLITS}
+        return self.model_dump(mode="json", exclude={"licence", "remark", *SPLITS}) | prompts

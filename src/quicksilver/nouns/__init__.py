@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.goal import Goal
     from quicksilver.nouns.hardware import Hardware, Price
     from quicksilver.nouns.model import Model, ModelFacts
+    from quicksilver.nouns.preset import Preset
     from quicksilver.nouns.recipe import Recipe
     from quicksilver.nouns.result import Candidate, Lengths, Result
     from quicksilver.nouns.sample import Sample
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.settings import Settings, Speculation
     from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Choices, Step, Technique
+    from quicksilver.nouns.tradeoff import Crossover, Interactions, Part, Point
     from quicksilver.nouns.workload import Message, Prompt, Split, Workload
 
 _HOMES = {
@@ -31,15 +33,17 @@ _HOMES = {
     **dict.fromkeys(("Cost", "Figure", "Latency", "Quality", "Score", "Speed"), "score"),
     "SpeculationTable": "speculation",
     **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
+    **dict.fromkeys(("Crossover", "Interactions", "Part", "Point"), "tradeoff"),
     **dict.fromkeys(("Message", "Prompt", "Split", "Workload"), "workload"),
-    **{name: name.lower() for name in ("Artifact", "Goal", "Recipe", "Sample")},
+    **{name: name.lower() for name in ("Artifact", "Goal", "Preset", "Recipe", "Sample")},
 }
 
 __all__ = [
-    "Artifact", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Decoder", "Difference", "Endpoint", "Engine", "Figure",
-    "Goal", "Hardware",
-    "Latency", "Lengths", "Message", "Model", "ModelFacts", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
-    "Score", "Settings", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Trial", "Verdict", "Workload",
+    "Artifact", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
+    "Endpoint", "Engine", "Figure", "Goal", "Hardware", "Interactions", "Latency", "Lengths", "Message", "Model",
+    "ModelFacts", "Part", "Point", "Preset", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
+    "Score", "Settings", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Trial",
+    "Verdict", "Workload",
 ]  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from pydantic import Field
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.hardware import Hardware, Price
-from quicksilver.nouns.score import Score
+from quicksilver.nouns.preset import Preset
+from quicksilver.nouns.score import Figure, Score
 from quicksilver.nouns.speculation import SpeculationTable
+from quicksilver.nouns.tradeoff import Crossover, Interactions, Point
 
 RESULT_VERSION = 1
 
@@ -62,6 +64,16 @@ class Result(Noun):
     seconds: dict[str, float] = Field(default_factory=dict, description="where the time of the run went, by phase")
     peak_memory_mb: float | None = None
     speculation: SpeculationTable | None = Field(None, description="what guessing costs and gains the winner, by load")
+    points: tuple[Point, ...] = Field(
+        (), description="recipes by price, latency and quality, and the Pareto front of them"
+    )
+    presets: tuple[Preset, ...] = Field((), description="recipes from the front by name: cost, balanced, latency")
+    interactions: Interactions | None = Field(None, description="what the winner's techniques give alone and together")
+    crossovers: tuple[Crossover, ...] = Field((), description="pairs of recipes, and where one overtakes the other")
+    cost_model_error: Figure | None = Field(
+        None,
+        description="median absolute error of the cost model on recipes that it hadn't seen, percent; `count` says how many",
+    )
 
     def candidate(self, label: str) -> Candidate | None:
         """The candidate of that label."""

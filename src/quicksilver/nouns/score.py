@@ -17,6 +17,7 @@ class Figure(Noun):
     high: float | None = None
     unit: str = ""
     source: Literal["measured", "predicted"] = "measured"
+    count: int | None = Field(None, description="values that it is taken over, where that has to be said")
 
 
 class Latency(Noun):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quicksilver.api import Benchmark, Optimization, benchmark, optimize
+    from quicksilver.api import Optimization, benchmark, optimize
     from quicksilver.errors import QuicksilverError
-    from quicksilver.nouns import Artifact, Goal, Recipe, Result, Workload
+    from quicksilver.nouns import Artifact, Benchmark, Goal, Recipe, Result, Workload
 
 _HOMES = {
     # `build`, `plan` and `serve` are called in quicksilver.api: here those names are packages, now or later.
-    **dict.fromkeys(("Benchmark", "Optimization", "benchmark", "optimize"), "quicksilver.api"),
-    **dict.fromkeys(("Artifact", "Goal", "Recipe", "Result", "Workload"), "quicksilver.nouns"),
+    **dict.fromkeys(("Optimization", "benchmark", "optimize"), "quicksilver.api"),
+    **dict.fromkeys(("Artifact", "Benchmark", "Goal", "Recipe", "Result", "Workload"), "quicksilver.nouns"),
     "QuicksilverError": "quicksilver.errors",
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from pydantic import ValidationError
 
@@ -14,14 +14,14 @@ from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, unknown
 from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Candidate, Result
-from quicksilver.nouns.score import Cost, Speed
-from quicksilver.nouns.workload import Prompt, Workload
+from quicksilver.nouns.workload import Workload
 from quicksilver.search.events import Event
 
 if TYPE_CHECKING:
@@ -70,34 +70,6 @@ class Optimization:
         from quicksilver.bench import report
 
         return report.notebook_html(self.result, self.certificate)
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """What a load on one endpoint measured."""
-
-    target: str
-    model: str
-    workload: str
-    speeds: tuple[Speed, ...]
-    costs: tuple[Cost | None, ...]
-    samples: Path
-    cold_start_s: float | None = None
-    """Seconds from process start to the first token; None for a server that somebody else started."""
-    notes: tuple[str, ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as a JSON document."""
-        return {
-            "target": self.target,
-            "model": self.model,
-            "workload": self.workload,
-            "speeds": [s.model_dump(mode="json") for s in self.speeds],
-            "costs": [c.model_dump(mode="json") if c else None for c in self.costs],
-            "cold_start_s": self.cold_start_s,
-            "samples": str(self.samples),
-            "notes": list(self.notes),
-        }
 
 
 def optimize(
@@ -198,60 +170,40 @@ def benchmark(
     input_output_ratio: float = 3.0,
     out: Path | None = None,
     seed: int = 0,
+    command: str = "",
     progress: Progress | None = None,
 ) -> Benchmark:
     """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
 
     Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. Raises QuicksilverError.
     """
-    from quicksilver.bench.load import run_load
-    from quicksilver.bench.price import cost
+    from quicksilver.bench.measure import measure
     from quicksilver.bench.price import price as make_price
-    from quicksilver.bench.stats import speed
-    from quicksilver.engines.process import cold_start_s
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
 
-    if rounds < 1:
-        raise BadInputError("A benchmark needs at least one round.")
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
     load = _workload(str(workload), prompts, seed, streams)
-    # Nothing is calibrated here, and one prompt is left to warm up with.
-    warm, *every = [*load.calibration, *load.search, *load.evaluation]
-    every = every or [warm]
-    batches = _batches(every, load.concurrencies, rounds, repeat=repeat_prompts)
     tell = progress or _silent
-    notes: list[str] = []
 
-    def measure(endpoint: Endpoint) -> Benchmark:
-        started_s = cold_start_s(endpoint)
-        samples_path = (out or Path("runs") / "bench").absolute() / f"samples-{load.hash}.jsonl"
-        samples_path.parent.mkdir(parents=True, exist_ok=True)
-        samples_path.unlink(missing_ok=True)
-        run_load(endpoint, [warm], concurrency=1, max_tokens=16, out=samples_path, warmup=True)
-        samples = []
-        total, done = sum(len(batch) for _, _, batch in batches), 0
-        for number, concurrency, batch in batches:
-            tell(Event("bench", f"{concurrency} stream{'s' if concurrency > 1 else ''}", done, total))
-            samples += run_load(
-                endpoint,
-                batch,
-                concurrency=concurrency,
-                max_tokens=load.max_tokens,
-                out=samples_path,
-                round=number,
-                on_note=notes.append,
-            )
-            done += len(batch)
-        speeds = tuple(speed(samples, c) for c in load.concurrencies)
-        costs = tuple(cost(s, price) for s in speeds)
-        doubts = tuple(dict.fromkeys(notes))
-        return Benchmark(target, endpoint.model, load.name, speeds, costs, samples_path, started_s, doubts)
+    def run(endpoint: Endpoint, tools: Mapping[str, str]) -> Benchmark:
+        return measure(
+            endpoint,
+            load,
+            price=price,
+            samples=(out or Path("runs") / "bench") / f"samples-{load.hash}.jsonl",
+            rounds=rounds,
+            repeat_prompts=repeat_prompts,
+            target=target,
+            command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r})",
+            tools=tools,
+            on_progress=lambda text, done, total: tell(Event("bench", text, done, total)),
+        )
 
     if target.startswith(("http://", "https://")):
-        return measure(connect(target, model, api_key_env))
+        return run(connect(target, model, api_key_env), {})
     with serving(target) as endpoint:
-        return measure(endpoint)
+        return run(endpoint, building.tools(find_artifact(target).engine))
 
 
 def certify(
@@ -423,28 +375,6 @@ def _workload(spec: str, prompts: int | None, seed: int, streams: Sequence[int] 
     if not streams or any(s < 1 for s in streams):
         raise BadInputError("Streams are positive whole numbers, such as 1,8.")
     return load.model_copy(update={"concurrencies": tuple(sorted(set(streams)))})
-
-
-def _batches(
-    prompts: Sequence[Prompt], concurrencies: Sequence[int], rounds: int, *, repeat: bool
-) -> list[tuple[int, int, Sequence[Prompt]]]:
-    """Share prompts out over rounds and concurrencies, more to the higher ones; each is used once unless `repeat`."""
-    cells = [(number, c) for number in range(rounds) for c in concurrencies]
-    if repeat:
-        return [(number, c, prompts) for number, c in cells]
-    weights = [max(2.0, c) for _, c in cells]
-    batches: list[tuple[int, int, Sequence[Prompt]]] = []
-    start = 0
-    for (number, c), weight in zip(cells, weights, strict=True):
-        count = int(len(prompts) * weight / sum(weights))
-        if count < 1:
-            raise BadInputError(
-                f"{len(prompts)} prompts are too few for {rounds} rounds at {len(concurrencies)} loads; "
-                "give more with --prompts, or allow --repeat-prompts."
-            )
-        batches.append((number, c, prompts[start : start + count]))
-        start += count
-    return batches
 
 
 def _call(model: str, workload: str, goal: str) -> str:

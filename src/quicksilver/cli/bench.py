@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quicksilver.cli.frame import Streams, emit, interruptible, json_option, note, price_options, table
+from quicksilver.cli.frame import Streams, called, emit, interruptible, json_option, note, price_options, table
 from quicksilver.cli.progress import watched
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quicksilver.api import Benchmark
-    from quicksilver.nouns import Latency
+    from quicksilver.nouns import Benchmark, Latency
 
 
 @click.command(short_help="Measure a server, an artefact or a run under a workload.")
@@ -83,6 +82,7 @@ def bench(
             input_output_ratio=input_output_ratio,
             out=out,
             seed=seed,
+            command=called(),
             progress=progress,
         )
 

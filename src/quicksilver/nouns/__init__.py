@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quicksilver.nouns.artifact import Artifact
+    from quicksilver.nouns.benchmark import Benchmark
     from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
     from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request
     from quicksilver.nouns.goal import Goal
@@ -35,11 +36,11 @@ _HOMES = {
     **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
     **dict.fromkeys(("Crossover", "Interactions", "Part", "Point"), "tradeoff"),
     **dict.fromkeys(("Message", "Prompt", "Split", "Workload"), "workload"),
-    **{name: name.lower() for name in ("Artifact", "Goal", "Preset", "Recipe", "Sample")},
+    **{name: name.lower() for name in ("Artifact", "Benchmark", "Goal", "Preset", "Recipe", "Sample")},
 }
 
 __all__ = [
-    "Artifact", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
+    "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
     "Endpoint", "Engine", "Figure", "Goal", "Hardware", "Interactions", "Latency", "Lengths", "Message", "Model",
     "ModelFacts", "Part", "Point", "Preset", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
     "Score", "Settings", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Trial",

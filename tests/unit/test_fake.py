@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from decoders import Heard, decode
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -44,22 +45,8 @@ def opened(folder: Path, **settings: Any) -> Iterator[FakeDecoder]:
         decoder.close()
 
 
-def run(decoder: FakeDecoder, *requests: Request) -> list[list[Burst]]:
-    """Decode requests together; return the bursts of each."""
-    boxes: list[queue.Queue[Burst]] = [queue.Queue() for _ in requests]
-    for request, box in zip(requests, boxes, strict=True):
-        decoder.submit(request, box.put)
-    answers = []
-    for box in boxes:
-        bursts = [box.get(timeout=60)]
-        while bursts[-1].finish is None:
-            bursts.append(box.get(timeout=60))
-        answers.append(bursts)
-    return answers
-
-
-def tokens(bursts: list[Burst]) -> list[int]:
-    return [token for burst in bursts for token in burst.tokens]
+def logprobs(answer: Heard) -> list[float]:
+    return [one for burst in answer.bursts for one in burst.logprobs or []]
 
 
 PROMPT = [5, 6, 7, 8, 2, 9, 10, 11]
@@ -67,9 +54,9 @@ PROMPT = [5, 6, 7, 8, 2, 9, 10, 11]
 
 def test_a_greedy_answer_copies_the_prompt_and_ends(folder: Path) -> None:
     with opened(folder) as decoder:
-        (answer,) = run(decoder, Request(PROMPT, max_tokens=100))
-    *said, end = tokens(answer)
-    assert (end, answer[-1].finish) == (2, "stop")
+        (answer,) = decode(decoder, Request(PROMPT, max_tokens=100))
+    *said, end = answer.tokens
+    assert (end, answer.last.finish) == (2, "stop")
     source = [token for token in PROMPT if token != 2]
     start = source.index(said[0])
     assert said == [source[(start + n) % len(source)] for n in range(len(said))]
@@ -94,22 +81,22 @@ requests = st.builds(
 @given(asked=st.lists(requests, min_size=1, max_size=4), guessed=st.integers(1, 8))
 def test_neither_speculation_nor_company_changes_an_answer(folder: Path, asked: list[Request], guessed: int) -> None:
     with opened(folder) as decoder:
-        alone = [run(decoder, request)[0] for request in asked]
+        alone = [decode(decoder, request)[0] for request in asked]
     with opened(folder, speculation={"kind": "prompt_lookup", "tokens": guessed}, max_streams=2) as decoder:
-        together = run(decoder, *asked)
+        together = decode(decoder, *asked)
     for one, other in zip(alone, together, strict=True):
-        assert tokens(one) == tokens(other)
-        assert one[-1].finish == other[-1].finish
-        assert [lp for burst in one for lp in burst.logprobs or []] == [lp for b in other for lp in b.logprobs or []]
+        assert one.tokens == other.tokens
+        assert one.last.finish == other.last.finish
+        assert logprobs(one) == logprobs(other)
 
 
 def test_forced_lengths_are_exact(folder: Path) -> None:
     with opened(folder) as decoder:
-        (long,) = run(decoder, Request(PROMPT, max_tokens=200, ignore_eos=True))
-        (at_least,) = run(decoder, Request(PROMPT, max_tokens=200, min_tokens=90))
-    assert len(tokens(long)) == 200
-    assert 2 not in tokens(long)
-    assert len(tokens(at_least)) == 91
+        (long,) = decode(decoder, Request(PROMPT, max_tokens=200, ignore_eos=True))
+        (at_least,) = decode(decoder, Request(PROMPT, max_tokens=200, min_tokens=90))
+    assert len(long.tokens) == 200
+    assert 2 not in long.tokens
+    assert len(at_least.tokens) == 91
 
 
 def test_penalties_and_sampling_change_the_answer(folder: Path) -> None:
@@ -117,15 +104,15 @@ def test_penalties_and_sampling_change_the_answer(folder: Path) -> None:
     base = Request(prompt, max_tokens=60, ignore_eos=True)
     with opened(folder) as decoder:
         ((greedy,), (penalised,), (one,), (same,), (other,)) = (
-            run(decoder, request)
+            decode(decoder, request)
             for request in (
                 base,
                 Request(prompt, max_tokens=60, ignore_eos=True, frequency_penalty=2),
                 *(Request(prompt, max_tokens=60, ignore_eos=True, temperature=1.5, seed=seed) for seed in (1, 1, 2)),
             )
         )
-    assert tokens(penalised) != tokens(greedy)
-    assert tokens(one) == tokens(same) != tokens(other)
+    assert penalised.tokens != greedy.tokens
+    assert one.tokens == same.tokens != other.tokens
 
 
 def test_it_runs_no_more_streams_than_it_may(folder: Path) -> None:
@@ -152,7 +139,7 @@ def test_a_cancelled_sequence_ends_once_and_says_so(folder: Path) -> None:
             pass
         assert burst.finish == "cancelled"
         decoder.cancel(number)
-        run(decoder, Request(PROMPT, max_tokens=1))
+        decode(decoder, Request(PROMPT, max_tokens=1))
     assert box.empty()
 
 
@@ -168,13 +155,13 @@ def test_closing_ends_what_runs(folder: Path) -> None:
 def test_prompt_logprobs_depend_on_what_came_before_alone(folder: Path) -> None:
     with opened(folder) as decoder:
         ((one,), (other,)) = (
-            run(decoder, Request(prompt, max_tokens=0, echo=True, logprobs=True)) for prompt in (PROMPT, PROMPT[:4])
+            decode(decoder, Request(prompt, max_tokens=0, echo=True, logprobs=True)) for prompt in (PROMPT, PROMPT[:4])
         )
-    assert one[0].prompt_logprobs is not None
-    assert other[0].prompt_logprobs is not None
-    assert len(one[0].prompt_logprobs) == len(PROMPT)
-    assert one[0].prompt_logprobs[:4] == other[0].prompt_logprobs
-    assert (one[0].tokens, one[0].finish) == ([], "length")
+    assert one.bursts[0].prompt_logprobs is not None
+    assert other.bursts[0].prompt_logprobs is not None
+    assert len(one.bursts[0].prompt_logprobs) == len(PROMPT)
+    assert one.bursts[0].prompt_logprobs[:4] == other.bursts[0].prompt_logprobs
+    assert (one.bursts[0].tokens, one.bursts[0].finish) == ([], "length")
 
 
 def test_a_technique_lowers_logprobs_and_leaves_the_answer(folder: Path, tmp_path: Path) -> None:
@@ -187,11 +174,13 @@ def test_a_technique_lowers_logprobs_and_leaves_the_answer(folder: Path, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "fake.json"]
     asked = Request(PROMPT, max_tokens=8, echo=True, logprobs=True)
     with opened(folder) as plain, opened(tmp_path) as int8:
-        (before,), (after,) = run(plain, asked), run(int8, asked)
-    assert tokens(before) == tokens(after)
-    assert before[0].prompt_logprobs is not None
-    assert after[0].prompt_logprobs is not None
-    falls = [b - a for a, b in zip(after[0].prompt_logprobs, before[0].prompt_logprobs, strict=True) if a and b]
+        (before,), (after,) = decode(plain, asked), decode(int8, asked)
+    assert before.tokens == after.tokens
+    assert before.bursts[0].prompt_logprobs is not None
+    assert after.bursts[0].prompt_logprobs is not None
+    falls = [
+        b - a for a, b in zip(after.bursts[0].prompt_logprobs, before.bursts[0].prompt_logprobs, strict=True) if a and b
+    ]
     assert all(0 < fall < 0.005 for fall in falls)
 
 

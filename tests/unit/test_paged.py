@@ -10,57 +10,32 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from decoders import EXACT, LOOKUP, Heard, decode, tiny_artifact
 from scipy import stats
 
-from quicksilver import api
 from quicksilver.engines.openvino.files import conditions
 from quicksilver.engines.openvino.graph import Work
 from quicksilver.engines.openvino.lookup import Guess
 from quicksilver.engines.openvino.paged import PagedDecoder
 from quicksilver.engines.openvino.sampling import Choice
 from quicksilver.errors import EngineError
-from quicksilver.nouns import Burst, Recipe, Request, Settings, SpeculationTable
+from quicksilver.nouns import Request, Settings, SpeculationTable
 from quicksilver.nouns.speculation import FILE
-from quicksilver.sources.home import HOME_VARIABLE
-from quicksilver.techniques import make
 from quicksilver.testing.engine_contract import until
-from quicksilver.testing.tiny import make_tiny_model
 
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-LOOKUP = {"kind": "prompt_lookup", "tokens": 6}
 ALWAYS = LOOKUP | {"adapts": False}
 PROMPTS = [[(7 * n * i + i * i) % 500 + 3 for i in range(5 + 23 * n)] for n in range(1, 7)]
 
 
-@dataclass
-class Heard:
-    """What a decoder delivered for one sequence."""
-
-    bursts: list[Burst] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self, burst: Burst) -> None:
-        self.bursts.append(burst)
-        if burst.finish is not None:
-            self.over.set()
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for burst in self.bursts for token in burst.tokens]
-
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", "llama")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
-        yield api.build(Recipe(str(folder), [make({"name": "as-is", "precision": "fp32"})])).path
+    with tiny_artifact(tmp_path_factory) as path:
+        yield path
 
 
 @contextmanager
@@ -72,16 +47,6 @@ def opened(artifact: Path, kind: type[PagedDecoder] = PagedDecoder, **fields: An
         until(lambda: decoder.blocks_used == 0)
     finally:
         decoder.close()
-
-
-def decode(decoder: PagedDecoder, *requests: Request) -> list[Heard]:
-    """Run some requests at once, and return what was heard of each."""
-    heard = [Heard() for _ in requests]
-    for request, one in zip(requests, heard, strict=True):
-        decoder.submit(request, one)
-    for one in heard:
-        assert one.over.wait(60)
-    return heard
 
 
 def greedy(prompt: list[int], tokens: int = 40, **fields: Any) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -52,6 +53,14 @@ def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tu
 
 
 COMMANDS = dict(every_command(cli))
+
+
+def test_a_command_line_leaves_the_process_s_log_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    root, ours = logging.getLogger(), logging.getLogger("quicksilver")
+    before = list(root.handlers), ours.level
+    assert run(["--version"]) == 0
+    assert run(["no-such-command"]) == 2
+    assert (list(root.handlers), ours.level) == before
 
 
 def test_help_imports_nothing_heavy() -> None:

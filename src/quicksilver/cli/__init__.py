@@ -17,7 +17,7 @@ from quicksilver import __version__
 from quicksilver.cli.bench import bench
 from quicksilver.cli.build import build
 from quicksilver.cli.certify import certify
-from quicksilver.cli.frame import emit, failed, json_option, log_to_stderr
+from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.serve import serve
 from quicksilver.cli.show import engines, hardware, models, techniques, workloads
@@ -75,11 +75,11 @@ for command in (optimize, bench, certify, serve, build, models, workloads, techn
 
 def run(args: Sequence[str], name: str = "quicksilver") -> int:
     """Run a command line and return its exit code; what the user can act on becomes one sentence."""
-    log_to_stderr()
     ours = list(args)
     options = ours[: ours.index("--")] if "--" in ours else ours
     try:
-        code = cli.main(ours, prog_name=name, standalone_mode=False, obj=ours)
+        with logged_to_stderr():
+            code = cli.main(ours, prog_name=name, standalone_mode=False, obj=ours)
         sys.stdout.flush()
     except BrokenPipeError:
         return _stdout_is_closed()

@@ -157,12 +157,18 @@ def _kind(error: QuicksilverError) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
-def log_to_stderr() -> None:
-    """Show the project's own notes (such as what is being downloaded), and others' warnings, once."""
-    root = logging.getLogger()
-    if not any(isinstance(handler, Stderr) for handler in root.handlers):
-        root.addHandler(Stderr())
-    logging.getLogger("quicksilver").setLevel(logging.INFO)
+@contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """Show the project's own notes (such as what is being downloaded), and others' warnings, while the block runs."""
+    root, ours = logging.getLogger(), logging.getLogger("quicksilver")
+    handler, level = Stderr(), ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:  # the process may be somebody else's, whose log is theirs
+        root.removeHandler(handler)
+        ours.setLevel(level)
 
 
 class Stderr(logging.Handler):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 from gateways import CHAT, Puppet, faked, refused, running
 
+from quicksilver.engines.grammar_check import GrammarCheck
 from quicksilver.nouns import Burst, Endpoint
 from quicksilver.serve.connection import MAX_HEAD
-from quicksilver.serve.gateway import Gateway
+from quicksilver.serve.gateway import LONG_CONVERSATION, LONG_TEXT, Gateway
 from quicksilver.serve.limits import Limits
 from quicksilver.sources.text import Tokenizer
-from quicksilver.testing.engine_contract import ask, listen, until
+from quicksilver.testing.engine_contract import ask, listen, open_answer, until
 
 HASTY = Limits(client_timeout_s=0.3)
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
@@ -372,6 +375,36 @@ def test_a_client_that_doesn_t_read_the_end_is_dropped(tokenizer: Tokenizer) -> 
         puppet.deliver[0](Burst([70], finish="stop"))
         outlast_patience(endpoint)
         assert b"[DONE]" not in read_all(client)
+
+
+WORK: dict[str, tuple[type[Any], str, int, dict[str, Any]]] = {
+    "a schema": (GrammarCheck, "check", 1, {"response_format": {"type": "json_object"}}),
+    "a long conversation": (Tokenizer, "chat", LONG_CONVERSATION, {"messages": CHAT["messages"] * LONG_CONVERSATION}),
+    "a long text": (Tokenizer, "encode", LONG_TEXT, {"messages": [{"role": "user", "content": "x" * LONG_TEXT}]}),
+}
+
+
+@pytest.mark.parametrize("what", WORK)
+def test_what_takes_long_stalls_no_neighbour(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    kind, method, size, fields = WORK[what]
+    begun, over = threading.Event(), threading.Event()
+    work = getattr(kind, method)
+
+    def slow(self: Any, asked: Any, *args: Any, **more: Any) -> Any:
+        if len(asked) >= size:  # not the neighbour's
+            begun.set()
+            assert over.wait(60)
+        return work(self, asked, *args, **more)
+
+    monkeypatch.setattr(kind, method, slow)
+    with ThreadPoolExecutor() as pool:
+        heavy = pool.submit(lambda: open_answer(endpoint, "/chat/completions", CHAT | fields).status)
+        assert begun.wait(60)
+        assert ask(endpoint, "/completions", {"prompt": "a", "max_tokens": 2})["choices"]
+        assert listen(endpoint, "/chat/completions", CHAT)
+        assert not heavy.done()
+        over.set()
+        assert heavy.result(60) in (200, 400)
 
 
 @pytest.mark.parametrize("schema", [

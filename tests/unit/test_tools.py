@@ -259,6 +259,8 @@ CALLED = [{"function": {"name": "a", "arguments": "{}"}}]
         ({"messages": [{"role": "user", "content": "a", "tool_calls": CALLED}]}, "messages.0.tool_calls", "assistant"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "[]"}}]}]},
          "messages.0.tool_calls.0.function.arguments", "JSON object"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": '{"a": "\\ud800"}'}}]}]},
+         "messages.0.tool_calls.0.function.arguments", "JSON object"),
         ({"functions": [NOW["function"]]}, "functions", "not supported"),
     ],
 )  # fmt: skip

@@ -143,6 +143,7 @@ def _arguments(value: Any) -> Any:
     if isinstance(value, str):
         try:
             found = json.loads(value or "{}")
+            json.dumps(found, ensure_ascii=False).encode()  # JSON can escape half a surrogate pair, which is no text
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):

@@ -294,6 +294,10 @@ def serve(
     max_waiting: int = 256,
     request_timeout_s: float = 600,
     log_format: Literal["json", "text", "none"] = "none",
+    record: Path | None = None,
+    record_prompts: bool = False,
+    record_answers: bool = False,
+    record_limit_mb: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
@@ -302,11 +306,15 @@ def serve(
     an answer that takes longer than `request_timeout_s` is ended. With `replace` it takes the port over from the server
     that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on,
     and `log_format` is that of a line a request on stderr.
+
+    When requests come and how long they are is appended to the file `record`, up to a size of `record_limit_mb` (100), and
+    is a workload; what they say is with `record_prompts`, and what is answered with `record_answers`: ask those who ask.
     """
     from quicksilver.serve.limits import Limits
-    from quicksilver.serve.server import Place
+    from quicksilver.serve.server import Place, make_recording
     from quicksilver.serve.server import serve as run_server
 
+    recording = make_recording(record, prompts=record_prompts, answers=record_answers, limit_mb=record_limit_mb)
     artifact = find_artifact(target)
     limits = Limits(
         max_streams=artifact.settings.max_streams,
@@ -317,7 +325,14 @@ def serve(
     place = Place(host, port, insecure=insecure, replace=replace)
     settings = artifact.settings.model_dump_json()
     run_server(
-        artifact.engine, artifact.path, settings, place, limits=limits, say=say or _silent, log_format=log_format
+        artifact.engine,
+        artifact.path,
+        settings,
+        place,
+        limits=limits,
+        say=say or _silent,
+        log_format=log_format,
+        recording=recording,
     )
     return 0
 

@@ -18,6 +18,7 @@ from quicksilver.nouns.engine import DecoderStats
 from quicksilver.serve.connection import make_server
 from quicksilver.serve.gateway import Gateway
 from quicksilver.serve.limits import Limits
+from quicksilver.serve.recording import Recorder
 from quicksilver.sources.text import Tokenizer
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Which is the river?"}], "temperature": 0}
@@ -78,10 +79,13 @@ def running(
 
 
 @contextmanager
-def faked(folder: Path, tokenizer: Tokenizer, limits: Limits | None = None) -> Iterator[Endpoint]:
+def faked(
+    folder: Path, tokenizer: Tokenizer, limits: Limits | None = None, recorder: Recorder | None = None
+) -> Iterator[Endpoint]:
     """Serve a model's folder with the fake engine."""
     decoder = Fake().open(folder, Settings())
-    with running(Gateway("tiny", limits), lambda: (tokenizer, decoder), limits) as endpoint:
+    gateway = Gateway("tiny", limits, recorder=recorder)
+    with running(gateway, lambda: (tokenizer, decoder), limits) as endpoint:
         yield endpoint
     decoder.close()
 

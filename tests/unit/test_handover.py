@@ -28,11 +28,12 @@ SERVE = """
 import json, sys
 from pathlib import Path
 from quicksilver.errors import QuicksilverError
-from quicksilver.serve.server import Place, serve
+from quicksilver.serve.server import Place, Recording, serve
 
-engine, folder, settings, place = sys.argv[1:]
+engine, folder, settings, place, record = sys.argv[1:]
 try:
-    serve(engine, Path(folder), settings, Place(**json.loads(place)), say=lambda said: print(said, file=sys.stderr, flush=True))
+    serve(engine, Path(folder), settings, Place(**json.loads(place)), say=lambda said: print(said, file=sys.stderr, flush=True),
+          recording=Recording(Path(record)) if record else None)
 except QuicksilverError as error:
     sys.exit(f"error: {error}")
 """
@@ -47,13 +48,13 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def server(
-    folder: Path, log: Path, properties: dict[str, Any] | None = None, **place: Any
+    folder: Path, log: Path, properties: dict[str, Any] | None = None, record: Path | None = None, **place: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Serve with the fake engine in a process of its own, which ends with the context."""
     settings = json.dumps({"max_streams": 8, "properties": properties or {}})
     with log.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "fake", str(folder), settings, json.dumps(place)],
+            [sys.executable, "-c", SERVE, "fake", str(folder), settings, json.dumps(place), str(record or "")],
             stdout=subprocess.PIPE,
             stderr=said,
         )
@@ -82,7 +83,7 @@ def hears(log: Path, said: str) -> bool:
 
 def test_no_request_fails_while_a_server_replaces_another(folder: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other")
-    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    first, second, record = tmp_path / "first.log", tmp_path / "second.log", tmp_path / "record.jsonl"
     pace = {"decode_ms": 4}
     over = threading.Event()
     failures: list[str] = []
@@ -105,7 +106,7 @@ def test_no_request_fails_while_a_server_replaces_another(folder: Path, tmp_path
             if not keeps or response.will_close:
                 connection.close()
 
-    with server(folder, first, pace, port=0) as old:
+    with server(folder, first, pace, record, port=0) as old:
         port = port_of(old)
         until(lambda: hears(first, "Ready"))
         threads = [threading.Thread(target=client, args=(n % 2 == 0, port), daemon=True) for n in range(6)]
@@ -118,7 +119,7 @@ def test_no_request_fails_while_a_server_replaces_another(folder: Path, tmp_path
         )
         assert slow.status == 200, slow.read()
         slow.readline()
-        with server(other, second, {"load_ms": 300, **pace}, port=port, replace=True) as new:
+        with server(other, second, {"load_ms": 300, **pace}, record, port=port, replace=True) as new:
             assert port_of(new) == port
             until(lambda: old.poll() is not None)
             assert slow.read().endswith(b"data: [DONE]\n\n")  # it was finished by the one that left
@@ -132,6 +133,12 @@ def test_no_request_fails_while_a_server_replaces_another(folder: Path, tmp_path
             assert hears(first, "taken the port over")
             models = [model["id"] for model in ask(endpoint_at(port), "/models")["data"]]
             assert models == ["other", folder.name]  # its clients need not know
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == answered + 1  # both wrote into one record, and each request is there once
+    assert {tuple(line["finish_reasons"]) for line in lines} == {("length",)}
+    arrivals = {name: [line["arrival_s"] for line in lines if line["model"] == name] for name in ("other", folder.name)}
+    assert min(arrivals["other"]) > min(arrivals[folder.name])
+    assert min(arrivals["other"]) < max(arrivals["other"])
 
 
 def test_it_can_be_replaced_again_and_by_one_that_comes_after_a_crash(

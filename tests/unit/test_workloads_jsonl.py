@@ -95,7 +95,7 @@ def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
         ('{"prompt": "a", "refrence": "b"}', "has the unknown key 'refrence' (did you mean 'reference'?)"),
         (
             '{"prompt": "a", "zzz": 1}',
-            "has the unknown key 'zzz' (known: prompt, messages, reference, max_tokens, group, id)",
+            "has the unknown key 'zzz' (known: prompt, messages, reference, max_tokens, group, id, arrival_s)",
         ),
         ('{"prompt": "a", "max_tokens": NaN}', "has NaN, which is not JSON"),
         ('{"prompt": "a", "max_tokens": -Infinity}', "has -Infinity, which is not JSON"),
@@ -197,8 +197,8 @@ def test_ids_are_unique() -> None:
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"can't be read: no such file or directory\.$"):
-        jsonl.read(tmp_path / "nothing.jsonl")
+        jsonl.contents(tmp_path / "nothing.jsonl")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(BadInputError, match=r"loop can't be read: too many levels of symbolic links"):
-        jsonl.read(loop)
+        jsonl.contents(loop)

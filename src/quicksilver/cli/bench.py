@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     default="hotpotqa",
     show_default=True,
     metavar="SPEC",
-    help="A built-in workload, synthetic:622x250, or a JSON Lines file of yours.",
+    help="A built-in workload, synthetic:622x250, a JSON Lines file of yours, or what a server recorded.",
 )
 @click.option(
     "--streams",

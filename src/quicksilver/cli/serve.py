@@ -52,6 +52,22 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
     show_default=True,
     help="Of the log on stderr: a line a request, without prompts and answers; none leaves warnings and failures.",
 )
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE.jsonl",
+    help="Append when requests come and how long they and their answers are: a workload. No text of theirs.",
+)
+@click.option(
+    "--record-prompts", is_flag=True, help="Record what they say, too. Whoever asks has to know, and to consent."
+)
+@click.option("--record-answers", is_flag=True, help="And what is answered, as a reference.")
+@click.option(
+    "--record-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MB",
+    help="The size at which recording stops, 100 by default.",
+)
 @json_option
 def serve(
     target: str,
@@ -65,6 +81,10 @@ def serve(
     max_waiting: int,
     request_timeout: float,
     log_format: Literal["json", "text", "none"],
+    record: Path | None,
+    record_prompts: bool,
+    record_answers: bool,
+    record_limit: float | None,
 ) -> int:
     """Serve TARGET, an artefact, runs/ID or a key of the store, until Ctrl-C.
 
@@ -90,6 +110,10 @@ def serve(
         request_timeout_s=request_timeout,
         say=note,
         log_format=log_format,
+        record=record,
+        record_prompts=record_prompts,
+        record_answers=record_answers,
+        record_limit_mb=record_limit,
     )
 
 

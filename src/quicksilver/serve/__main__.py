@@ -11,7 +11,7 @@ from typing import get_args
 
 from quicksilver.errors import QuicksilverError
 from quicksilver.serve.access import LogFormat
-from quicksilver.serve.server import Place, serve
+from quicksilver.serve.server import Place, make_recording, serve
 
 
 def main() -> int:
@@ -26,6 +26,10 @@ def main() -> int:
     parser.add_argument("--grace", default=30, type=int, help="seconds that SIGTERM leaves to requests in flight")
     parser.add_argument("--insecure", action="store_true", help="allow a host that others can reach")
     parser.add_argument("--log-format", choices=get_args(LogFormat), default="none", help="of a line a request")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="record when requests come and how long they are")
+    parser.add_argument("--record-prompts", action="store_true", help="and what they say: with consent only")
+    parser.add_argument("--record-answers", action="store_true", help="and what is answered")
+    parser.add_argument("--record-limit", type=float, metavar="MB", help="the record's size at which recording stops")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin does")
     options = parser.parse_args()
     if options.with_parent:
@@ -45,6 +49,12 @@ def main() -> int:
             place,
             model=options.model_name,
             log_format=options.log_format,
+            recording=make_recording(
+                options.record,
+                prompts=options.record_prompts,
+                answers=options.record_answers,
+                limit_mb=options.record_limit,
+            ),
         )
     except QuicksilverError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

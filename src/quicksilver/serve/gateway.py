@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -48,6 +48,9 @@ from quicksilver.serve.wire import (
 )
 from quicksilver.sources.text import Tokenizer
 
+if TYPE_CHECKING:
+    from quicksilver.serve.recording import Recorder
+
 log = logging.getLogger("quicksilver.serve")
 
 SOON = {"retry-after": "1"}
@@ -60,12 +63,19 @@ LONG_CONVERSATION = 500
 class Gateway:
     """Answers the API's requests. Until `attach` it says 503."""
 
-    def __init__(self, model: str, limits: Limits | None = None, aliases: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: str,
+        limits: Limits | None = None,
+        aliases: Sequence[str] = (),
+        recorder: Recorder | None = None,
+    ) -> None:
         self.model = model
         self._names = [model, *aliases]
         self._limits = limits or Limits()
         self._admission = Admission(self._limits)
         self._metrics = Metrics(model)
+        self._recorder = recorder
         self._started = int(time.time())
         self._draining = False
         self._tokenizer: Tokenizer | None = None
@@ -146,7 +156,8 @@ class Gateway:
         await send_body(send, 200, body, kind.encode())
 
     async def _say_openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, describe(keys=bool(self._limits.api_keys)))
+        said = self._recorder.recording.notice if self._recorder is not None else ""
+        await send_json(send, 200, describe(keys=bool(self._limits.api_keys), notice=said))
 
     async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise ApiError(
@@ -187,6 +198,7 @@ class Gateway:
         await send_json(send, 200, {"tokens": tokens, "count": len(tokens), "max_model_len": tokenizer.context})
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived_s = time.monotonic()
         tokenizer, _ = self._ready()
         asked = await self._read(ChatRequest, receive)
         self._check_model(asked.model)
@@ -201,9 +213,10 @@ class Gateway:
             top=asked.top_logprobs,
             grammar=await self._grammar(asked, tokenizer),
         )
-        await self._answer([(request, "")], asked, scope, receive, send)
+        await self._answer([(request, "")], asked, scope, receive, send, arrived_s=arrived_s)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived_s = time.monotonic()
         tokenizer, _ = self._ready()
         asked = await self._read(CompletionRequest, receive)
         self._check_model(asked.model)
@@ -229,7 +242,7 @@ class Gateway:
             if asked.echo:
                 echo = text if isinstance(text, str) else tokenizer.decode(prompt, opens=True)
             requests.append((request, echo))
-        await self._answer(requests, asked, scope, receive, send)
+        await self._answer(requests, asked, scope, receive, send, arrived_s=arrived_s)
 
     async def _read(self, kind: type[W], receive: Receive) -> W:
         body = await read_body(receive, self._limits.client_timeout_s)
@@ -271,6 +284,8 @@ class Gateway:
         scope: Scope,
         receive: Receive,
         send: Send,
+        *,
+        arrived_s: float,
     ) -> None:
         """Decode n answers to each request (with what is echoed before it), and reply with all of them."""
         tokenizer, relay = self._ready()
@@ -278,8 +293,9 @@ class Gateway:
             _check_request(tokenizer, request)
         try:
             self._admission.check(len(requests) * asked.n, len(relay.running))
-        except ApiError:
+        except ApiError as error:
             self._metrics.rejected()
+            self._record(requests, asked, None, arrived_s, error)
             raise
         bell = Bell()
         choices = self._choices(requests, asked, tokenizer, bell)
@@ -288,6 +304,7 @@ class Gateway:
             503, f"The answer took longer than {self._limits.request_timeout_s:g} s.", code="request_timeout"
         )
         begun: list[Answer] = []
+        failed: ApiError | None = None
         timer = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, reply.stop, late)
         try:
             async with until_gone(receive, reply.stop):
@@ -300,6 +317,9 @@ class Gateway:
                 except EngineError as error:
                     raise ApiError(503, f"{error}.", code="engine_died", headers=SOON) from error
                 await (reply.stream(send) if asked.stream else reply.whole(send))
+        except ApiError as error:
+            failed = error
+            raise
         finally:
             timer.cancel()
             notes(scope).update(reply.facts())
@@ -307,11 +327,26 @@ class Gateway:
                 self._metrics.ended(answer)
                 if answer.finish is not None:
                     self._admission.learn((answer.ended_s or time.monotonic()) - answer.asked_s)
+            self._record(requests, asked, reply, arrived_s, failed)
+
+    def _record(
+        self,
+        requests: Sequence[tuple[Request, str]],
+        asked: ChatRequest | CompletionRequest,
+        reply: Reply | None,
+        arrived_s: float,
+        failed: ApiError | None,
+    ) -> None:
+        """Note a request that is over in the record, if there is one; what was wrong with itself is no load."""
+        if self._recorder is not None and (failed is None or failed.status >= 429):
+            prompts = [request for request, _ in requests]
+            self._recorder.note(asked, prompts, reply, arrived_s=arrived_s, error=failed.code if failed else None)
 
     def _choices(
         self, requests: Sequence[tuple[Request, str]], asked: Sampling, tokenizer: Tokenizer, bell: Bell
     ) -> list[Choice]:
         chat = isinstance(asked, ChatRequest)
+        keep = self._recorder is not None and self._recorder.recording.answers
         choices: list[Choice] = []
         for number, (request, echo) in enumerate(requests):
             for turn in range(asked.n):
@@ -320,8 +355,9 @@ class Gateway:
                 one = dataclasses.replace(request, seed=seed) if turn else request
                 answer = Answer(tokenizer, one, bell, stops=asked.stop, opens=chat, stream=asked.stream)
                 tools = _tool_parser(asked)
+                index = len(choices)
                 choices.append(
-                    Choice(tokenizer, answer, asked, index=len(choices), prompt=number, echo=echo, tools=tools)
+                    Choice(tokenizer, answer, asked, index=index, prompt=number, echo=echo, tools=tools, keep=keep)
                 )
         return choices
 

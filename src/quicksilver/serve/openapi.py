@@ -83,8 +83,8 @@ class _Schemas(GenerateJsonSchema):
         return made
 
 
-def describe(*, keys: bool) -> dict[str, Any]:
-    """Return the server's description in OpenAPI 3.1; `keys` says whether it wants one."""
+def describe(*, keys: bool, notice: str = "") -> dict[str, Any]:
+    """Return the server's description in OpenAPI 3.1; `keys` says whether it wants one, `notice` is what else to say of it."""
     kinds: list[Any] = [shapes.Error]
     kinds += [one for operation in OPERATIONS for one in (operation.body, operation.answer) if isinstance(one, type)]
     adapters = [(kind, "validation", TypeAdapter(kind)) for kind in dict.fromkeys(kinds)]
@@ -106,7 +106,8 @@ def describe(*, keys: bool) -> dict[str, Any]:
         "info": {
             "title": "Quicksilver",
             "version": __version__,
-            "description": "A language model behind OpenAI's API. A field that isn't described here is refused, never dropped.",
+            "description": "A language model behind OpenAI's API. A field that isn't described here is refused, never dropped."
+            + (f" {notice}" if notice else ""),
         },
         "paths": paths,
         "components": components,

@@ -35,6 +35,25 @@ class Reply:
         """The sequences that it waits for."""
         return [choice.answer for choice in self._choices]
 
+    @property
+    def endings(self) -> list[str]:
+        """Why each of them ended, in OpenAI's words; abort is one that didn't finish."""
+        return [choice.finish() or "abort" for choice in self._choices]
+
+    @property
+    def failure(self) -> str | None:
+        """The code of the first that failed."""
+        return next((answer.error.code for answer in self.answers if answer.error is not None), None)
+
+    @property
+    def texts(self) -> list[str | None] | None:
+        """What each of them said, None for one that didn't finish; None unless that is kept."""
+        kept = [choice.kept for choice in self._choices]
+        if not kept or kept[0] is None:
+            return None
+        finished = [choice.answer.finish is not None for choice in self._choices]
+        return ["".join(parts or ()) if whole else None for parts, whole in zip(kept, finished, strict=True)]
+
     def stop(self, error: ApiError | None = None) -> None:
         """Free all that still runs, and say `error` of it."""
         for answer in self.answers:
@@ -100,7 +119,7 @@ class Reply:
     def facts(self) -> dict[str, Any]:
         """Return what the log says of the answers: how many tokens, how soon and why they ended, none of their text."""
         first = [answer.first_s - answer.asked_s for answer in self.answers if answer.first_s is not None]
-        errors = [answer.error.code for answer in self.answers if answer.error is not None]
+        failure = self.failure
         usage = self._usage(self._choices)
         return {
             "model": self._model,
@@ -108,8 +127,8 @@ class Reply:
             "prompt_tokens": usage["prompt_tokens"],
             "completion_tokens": usage["completion_tokens"],
             "ttft_ms": round(min(first) * 1e3, 1) if first else None,
-            "finish_reasons": [choice.finish() or "abort" for choice in self._choices],
-            **({"error": errors[0]} if errors else {}),
+            "finish_reasons": self.endings,
+            **({"error": failure} if failure else {}),
         }
 
     def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
@@ -132,11 +151,14 @@ class Choice:
         prompt: int,
         echo: str,
         tools: ToolParser | None = None,
+        keep: bool = False,
     ) -> None:
         self.answer = answer
         self.index = index
         self.prompt = prompt
         """The number of its prompt."""
+        self.kept: list[str] | None = [] if keep else None
+        """The pieces of its text; None unless they are to be kept."""
         self.frames: Frames
         self._chat = isinstance(asked, ChatRequest)
         self._ids = asked.return_tokens_as_token_ids
@@ -155,7 +177,7 @@ class Choice:
 
     def whole(self) -> dict[str, Any]:
         """Return the choice as an object."""
-        piece = self.answer.take()
+        piece = self._take()
         choice: dict[str, Any] = {"index": self.index}
         if self._chat:
             delta = self._parsed(piece.text)
@@ -169,7 +191,7 @@ class Choice:
 
     def said(self, usage: dict[str, int]) -> bytes:
         """Return what it said since the last time, as events."""
-        piece = self.answer.take()
+        piece = self._take()
         opens, self._opened = not self._opened, True
         data = b""
         if opens:
@@ -188,6 +210,13 @@ class Choice:
             data += self.frames.piece(delta.content, logprobs, None, usage, calls)
             return data + self.frames.piece("", None, self.finish(), usage)
         return data + self.frames.piece(delta.content, logprobs, self.finish(), usage, calls)
+
+    def _take(self) -> Piece:
+        """Return what it said since the last time."""
+        piece = self.answer.take()
+        if self.kept is not None and piece.text:
+            self.kept.append(piece.text)
+        return piece
 
     def _parsed(self, text: str) -> Delta:
         """Return what a piece of text comes to: content, or calls of tools."""

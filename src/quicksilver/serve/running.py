@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -23,6 +23,9 @@ from quicksilver.serve.handover import Predecessor, offered
 from quicksilver.serve.limits import Limits
 from quicksilver.serve.server import Place
 from quicksilver.sources.text import Tokenizer
+
+if TYPE_CHECKING:
+    from quicksilver.serve.recording import Recorder
 
 log = logging.getLogger("quicksilver.serve")
 
@@ -41,6 +44,7 @@ class Server:
     limits: Limits
     model: str
     say: Callable[[str], None]
+    recorder: Recorder | None = None
     begun: float = field(default_factory=time.monotonic)
     gateway: Gateway = field(init=False)
     http: uvicorn.Server = field(init=False)
@@ -50,7 +54,7 @@ class Server:
         names = [self.model]
         if predecessor is not None:
             names += [name for name in predecessor.names if name != self.model]
-        self.gateway = Gateway(self.model, self.limits, aliases=names[1:])
+        self.gateway = Gateway(self.model, self.limits, names[1:], self.recorder)
         self.http = make_server(self.gateway.app(), self.limits, grace_s=self.place.grace_s)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from quicksilver.nouns.settings import Settings
     from quicksilver.serve.handover import Predecessor
     from quicksilver.serve.limits import Limits
+    from quicksilver.serve.recording import Recorder
 
 log = logging.getLogger("quicksilver.serve")
+
+USUAL_LIMIT_MB = 100.0
+"""The size of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,39 @@ class Place:
     """Seconds that requests in flight have when it is told to end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Where traffic is recorded, and how much of it."""
+
+    path: Path
+    prompts: bool = False
+    """Whether those who ask consent to their prompts being kept."""
+    answers: bool = False
+    """Whether answers are kept as well; with the prompts only."""
+    limit_mb: float = USUAL_LIMIT_MB
+    """The size of the file at which recording stops, MB."""
+
+    @property
+    def notice(self) -> str:
+        """What is recorded, in one sentence."""
+        if not self.prompts:
+            return "This server records when requests come and how long they and their answers are, but no text."
+        what = "THE PROMPTS AND THE ANSWERS" if self.answers else "THE PROMPTS"
+        return f"THIS SERVER RECORDS {what} OF ALL REQUESTS: whoever asks it has to know, and to consent."
+
+
+def make_recording(path: Path | None, *, prompts: bool, answers: bool, limit_mb: float | None) -> Recording | None:
+    """Return what to record, None without a path. Raises BadInputError for what makes no sense."""
+    if path is None:
+        if prompts or answers or limit_mb is not None:
+            raise BadInputError("What is recorded needs a file to go to: add --record FILE.jsonl.")
+        return None
+    limit_mb = USUAL_LIMIT_MB if limit_mb is None else limit_mb
+    if not limit_mb > 0:
+        raise BadInputError(f"A record of {limit_mb:g} MB holds nothing; give --record-limit more than 0.")
+    return Recording(path.absolute(), prompts=prompts or answers, answers=answers, limit_mb=limit_mb)
+
+
 def serve(
     engine: str,
     artifact: Path,
@@ -53,11 +90,13 @@ def serve(
     limits: Limits | None = None,
     say: Callable[[str], None] = log.info,
     log_format: LogFormat = "none",
+    recording: Recording | None = None,
 ) -> None:
     """Serve an artefact until SIGTERM or Ctrl-C; prints {"port": N} on stdout once it is bound.
 
     `settings` are JSON; `model` is the name in the API, by default the artefact's; `limits` are those of the settings if not given; `say` hears
-    what is going on, and `log_format` is that of stderr. Raises BadInputError for what can't be served, EngineError if the engine fails to open it.
+    what is going on, `log_format` is that of stderr, and `recording` where traffic is recorded. Raises BadInputError for what can't be served,
+    EngineError if the engine fails to open it.
     """
     set_up_logs(log_format)
     predecessor = _predecessor(place)
@@ -83,10 +122,25 @@ def serve(
             name, label = _described(artifact)
             meanwhile = " The server that is there goes on until then." if predecessor else ""
             say(f"Loading {label}; it will answer at {url} (GET /ready says when).{meanwhile} Ctrl-C ends it.")
-            server = Server(backend, artifact, listener, place, limits, model or name, say)
-            asyncio.run(server.run(predecessor))
+            with _recorder(recording, model or name, say) as recorder:
+                server = Server(backend, artifact, listener, place, limits, model or name, say, recorder)
+                asyncio.run(server.run(predecessor))
         finally:
             backend.close()
+
+
+@contextlib.contextmanager
+def _recorder(recording: Recording | None, model: str, say: Callable[[str], None]) -> Iterator[Recorder | None]:
+    """Record traffic while the block runs, and say so."""
+    if recording is None:
+        yield None
+        return
+    from quicksilver.serve.recording import Recorder
+
+    with contextlib.closing(Recorder(recording, model)) as recorder:
+        # What is kept of people is said whatever the log's style, and whoever listens.
+        (log.warning if recording.prompts else say)(f"{recording.notice} It goes to {recording.path}.")
+        yield recorder
 
 
 def _predecessor(place: Place) -> Predecessor | None:

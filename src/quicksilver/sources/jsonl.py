@@ -5,18 +5,22 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from quicksilver.errors import BadInputError
-from quicksilver.nouns.workload import Message, Prompt
+from quicksilver.nouns.workload import Message, Prompt, Task
 
-KEYS = ("prompt", "messages", "reference", "max_tokens", "group", "id")
+KEYS = ("prompt", "messages", "reference", "max_tokens", "group", "id", "arrival_s")
 MESSAGE_KEYS = ("role", "content")
 MOST_ANSWER_TOKENS = 1_000_000
+MOST_SECONDS = 1_000_000_000
 _ROLES: tuple[str, ...] = get_args(Message.model_fields["role"].annotation)
 _LINES_SHOWN = 10
+# References of more words than this are summaries or explanations, for which exact match says nothing.
+_SHORT_ANSWER_WORDS = 10
 _UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
@@ -24,30 +28,34 @@ class _BadLineError(Exception):
     """Why one line can't be used; the message follows the words `line 7`."""
 
 
-def read(path: Path) -> list[Prompt]:
-    """Read a JSON Lines file. Raises BadInputError, which names every bad line (up to ten) by number."""
+def contents(path: Path) -> bytes:
+    """Return what a file holds. Raises BadInputError."""
     try:
         if path.is_dir():
             raise BadInputError(f"{path} is a directory; give a JSON Lines file with one prompt a line.")
         if path.is_block_device() or path.is_char_device():
             raise BadInputError(f"{path} is a device, not a file.")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BadInputError(f"{path} can't be read: {(error.strerror or str(error)).lower()}.") from error
-    return parse(data, str(path))
+
+
+def lines(data: bytes, name: str) -> list[tuple[int, bytes]]:
+    """Return a document's lines with their numbers, empty ones left out. Raises BadInputError for text that isn't UTF-8."""
+    if data.startswith(_UTF_16_OR_32):
+        raise BadInputError(f"{name} is UTF-16 or UTF-32 text; save it as UTF-8.")
+    # Only \n ends a line (\r before it is white space to JSON): str.splitlines would cut at U+2028, which JSON allows.
+    cut = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [(number, line) for number, line in enumerate(cut, 1) if line.strip()]
 
 
 def parse(data: bytes, name: str) -> list[Prompt]:
-    """Parse a JSON Lines document; `name` is what errors call it. Raises BadInputError."""
-    if data.startswith(_UTF_16_OR_32):
-        raise BadInputError(f"{name} is UTF-16 or UTF-32 text; save it as UTF-8.")
-    data = data.removeprefix(codecs.BOM_UTF8)
+    """Parse a JSON Lines document; `name` is what errors call it. Raises BadInputError, which names every bad line (up to ten)."""
     prompts: list[Prompt] = []
     bad: list[tuple[int, str]] = []
     by_id: dict[str, tuple[int, Prompt]] = {}
-    # Only \n ends a line (\r before it is white space to JSON): str.splitlines would cut at U+2028, which JSON allows.
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    for number, line in lines:
+    found = lines(data, name)
+    for number, line in found:
         try:
             prompt = _prompt(line, number)
         except _BadLineError as error:
@@ -59,19 +67,27 @@ def parse(data: bytes, name: str) -> list[Prompt]:
         elif prompt != same:  # a whole line that is there twice does no harm
             bad.append((number, f"has the id {_short(prompt.id)} of line {first}"))
     if bad:
-        _refuse(name, data, bad, len(lines))
+        refuse(name, data, bad, len(found))
     if not prompts:
         raise BadInputError(f'{name} is empty; it needs one JSON object a line, such as {{"prompt": "Hello"}}.')
     return prompts
 
 
-def _refuse(name: str, data: bytes, bad: Sequence[tuple[int, str]], lines: int) -> NoReturn:
-    """Raise the error that names the bad lines, or says that the file is JSON of another shape."""
+def task(prompts: Sequence[Prompt]) -> Task:
+    """Choose how a file's answers are scored: short references as questions, longer ones as summaries."""
+    words = [len(prompt.references[0].split()) for prompt in prompts if prompt.references]
+    if not words:
+        return "none"
+    return "qa" if statistics.median(words) <= _SHORT_ANSWER_WORDS else "summary"
+
+
+def refuse(name: str, data: bytes, bad: Sequence[tuple[int, str]], count: int) -> NoReturn:
+    """Raise the error that names the bad ones of so many lines, or says that the file is JSON of another shape."""
     try:
-        whole = json.loads(data)
+        whole = json.loads(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError):
         whole = None
-    if isinstance(whole, list) or (isinstance(whole, dict) and lines > 1):
+    if isinstance(whole, list) or (isinstance(whole, dict) and count > 1):
         shape = "a JSON array" if isinstance(whole, list) else "one JSON object over several lines"
         raise BadInputError(f"{name} is {shape}; write JSON Lines, with one object on each line.")
     shown = ", ".join(f"line {number} {why}" for number, why in bad[:_LINES_SHOWN])
@@ -98,6 +114,8 @@ def _prompt(line: bytes, number: int) -> Prompt:
         wrong += _reference_problems(given["reference"])
     if "max_tokens" in given:
         wrong += _max_tokens_problems(given["max_tokens"])
+    if "arrival_s" in given:
+        wrong += _arrival_problems(given["arrival_s"])
     for key in ("id", "group"):
         if key in given and not _whole(given[key]):
             wrong += _text_problems(given[key], repr(key))
@@ -110,6 +128,7 @@ def _prompt(line: bytes, number: int) -> Prompt:
         references=tuple(dict.fromkeys(references)),
         max_tokens=given.get("max_tokens"),
         group=str(given["group"]) if "group" in given else None,
+        arrival_s=given.get("arrival_s"),
     )
 
 
@@ -208,6 +227,12 @@ def _max_tokens_problems(value: Any) -> list[str]:
     if not 1 <= value <= MOST_ANSWER_TOKENS:
         return [f"has a 'max_tokens' outside 1 to {MOST_ANSWER_TOKENS:,}"]
     return []
+
+
+def _arrival_problems(value: Any) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return [f"has {_kind(value)} for 'arrival_s', which is a number of seconds"]
+    return [] if 0 <= value <= MOST_SECONDS else [f"has an 'arrival_s' outside 0 to {MOST_SECONDS:,} seconds"]
 
 
 def _whole(value: Any) -> bool:

@@ -12,7 +12,7 @@ from quicksilver.sources.splits import FEWEST_PROMPTS, USUAL_PROMPTS, Item, asse
 
 PREFIX = "synthetic:"
 FEWEST_INPUT, MOST_TOKENS = 4, 131_072
-_MOST_IN_ALL = 4_000_000
+MOST_IN_ALL = 4_000_000
 
 # Each of these words, with a space before it, is one token in the vocabularies of SmolLM2, Llama 3 and Mistral.
 _WORDS = {
@@ -60,15 +60,15 @@ def load_synthetic(spec: str, *, prompts: int | None = None, seed: int = 0) -> W
     the length is approximate. Raises BadInputError.
     """
     tokens, answer = _shape(spec)
-    count = min(USUAL_PROMPTS, _MOST_IN_ALL // tokens) if prompts is None else prompts
-    if count * tokens > _MOST_IN_ALL:
+    count = min(USUAL_PROMPTS, MOST_IN_ALL // tokens) if prompts is None else prompts
+    if count * tokens > MOST_IN_ALL:
         raise BadInputError(
-            f"{count:,} prompts of {tokens:,} tokens are too many to make; at most {_MOST_IN_ALL // tokens:,} can be asked for."
+            f"{count:,} prompts of {tokens:,} tokens are too many to make; at most {MOST_IN_ALL // tokens:,} can be asked for."
         )
     rng = random.Random(seed)
     texts: dict[str, None] = {}
     while len(texts) < max(count, FEWEST_PROMPTS):
-        texts[_text(rng, tokens)] = None
+        texts[sentences(rng, tokens)] = None
     digits = len(str(len(texts)))
     items = [
         Item(Prompt(id=f"synthetic-{i:0{digits}d}", prompt=text, max_tokens=answer, ignore_eos=True))
@@ -102,7 +102,7 @@ def _shape(spec: str) -> tuple[int, int]:
     return tokens, answer
 
 
-def _text(rng: random.Random, tokens: int) -> str:
+def sentences(rng: random.Random, tokens: int) -> str:
     """Return sentences of exactly so many words and punctuation marks; the last may be cut off."""
     parts: list[str] = []
     while len(parts) < tokens:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from quicksilver.errors import BadInputError, unknown
-from quicksilver.nouns.workload import Prompt, Task, Workload
-from quicksilver.sources import jsonl
+from quicksilver.nouns.workload import Prompt, Workload
+from quicksilver.sources import jsonl, traffic
 from quicksilver.sources.datasets import DATA_SETS
-from quicksilver.sources.splits import Item, assemble
+from quicksilver.sources.splits import Item, assemble, assemble_trace
 from quicksilver.sources.synthetic import PREFIX, load_synthetic
 
 _EXAMPLE_SHAPE = f"{PREFIX}622x250"
 _SYNTHETIC = "random English sentences of INPUTxOUTPUT tokens, answers forced to their length · no licence needed"
-# References of more words than this are summaries or explanations, for which exact match says nothing.
-_SHORT_ANSWER_WORDS = 10
 
 
-def load(spec: str, *, prompts: int | None = None, seed: int = 0) -> Workload:
-    """Load a built-in workload, a synthetic shape (`synthetic:622x250`) or a JSON Lines file.
+def load(spec: str, *, prompts: int | None = None, seed: int = 0, trace: bool = False) -> Workload:
+    """Load a built-in workload, a synthetic shape (`synthetic:622x250`), a JSON Lines file or recorded traffic.
 
-    `prompts` is how many to take over all three splits: 160 if it isn't given, or as many as there are. The same spec,
+    `prompts` is how many to take over all three splits: 160 if it isn't given, or as many as there are. With `trace` it is
+    how many of a file's first to take, all if it isn't given, as they came (`Prompt.arrival_s`) and with repeats. The same spec,
     number and seed give the same workload, on any machine. Raises BadInputError; a built-in one that isn't here yet is
     downloaded, which raises BadInputError or NotEnoughError.
     """
+    if trace and (spec in DATA_SETS or spec.startswith(PREFIX)):
+        raise BadInputError(
+            f"{spec} has no arrival times; give a record (quicksilver serve --record) or a file with 'arrival_s'."
+        )
     if spec in DATA_SETS:
         return DATA_SETS[spec].build(prompts, seed)
     if spec == PREFIX.rstrip(":") or spec.startswith(PREFIX):
@@ -34,13 +36,17 @@ def load(spec: str, *, prompts: int | None = None, seed: int = 0) -> Workload:
     path = Path(spec)
     if not spec.strip() or not _exists(path):
         raise _missing(spec, path)
-    read = jsonl.read(path)
-    return assemble(
+    data = jsonl.contents(path)
+    if traffic.is_record(data):
+        return traffic.load(data, path.name, prompts=prompts, seed=seed, trace=trace)
+    read = jsonl.parse(data, str(path))
+    put_together = assemble_trace if trace else assemble
+    return put_together(
         path.name,
         [Item(prompt) for prompt in read],
         prompts=prompts,
         seed=seed,
-        task=_task(read),
+        task=jsonl.task(read),
         max_tokens=256,
         licence="the user's own",
     )
@@ -83,14 +89,6 @@ def fits(workload: Workload, lengths: Mapping[str, int], max_positions: int) -> 
 
 def _answer(workload: Workload, prompt: Prompt) -> int:
     return prompt.max_tokens or workload.max_tokens
-
-
-def _task(prompts: Sequence[Prompt]) -> Task:
-    """Choose how a file's answers are scored: short references as questions, longer ones as summaries."""
-    words = [len(prompt.references[0].split()) for prompt in prompts if prompt.references]
-    if not words:
-        return "none"
-    return "qa" if statistics.median(words) <= _SHORT_ANSWER_WORDS else "summary"
 
 
 def _exists(path: Path) -> bool:

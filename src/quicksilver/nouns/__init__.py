@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.sample import Sample
     from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
     from quicksilver.nouns.settings import Settings, Speculation
+    from quicksilver.nouns.slo import Slo, Term
     from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Choices, Step, Technique
     from quicksilver.nouns.tradeoff import Crossover, Interactions, Part, Point
@@ -32,6 +33,7 @@ _HOMES = {
     **dict.fromkeys(("Model", "ModelFacts"), "model"),
     **dict.fromkeys(("Candidate", "Lengths", "Result"), "result"),
     **dict.fromkeys(("Cost", "Figure", "Latency", "Quality", "Score", "Speed"), "score"),
+    **dict.fromkeys(("Slo", "Term"), "slo"),
     "SpeculationTable": "speculation",
     **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
     **dict.fromkeys(("Crossover", "Interactions", "Part", "Point"), "tradeoff"),
@@ -43,7 +45,7 @@ __all__ = [
     "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
     "Endpoint", "Engine", "Figure", "Goal", "Hardware", "Interactions", "Latency", "Lengths", "Message", "Model",
     "ModelFacts", "Part", "Point", "Preset", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
-    "Score", "Settings", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Trial",
+    "Score", "Settings", "Slo", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Term", "Trial",
     "Verdict", "Workload",
 ]  # fmt: skip
 

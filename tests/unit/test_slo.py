@@ -30,10 +30,14 @@ def slos(draw: st.DrawFn) -> Slo:
             for s, limit in zip(chosen, limits, strict=True)
         ]
         if draw(st.booleans()):
-            terms.append(Term.model_validate({"metric": metric, "statistic": "mean", "relation": "<", "limit": draw(LIMITS)}))
+            terms.append(
+                Term.model_validate({"metric": metric, "statistic": "mean", "relation": "<", "limit": draw(LIMITS)})
+            )
     if draw(st.booleans()) or not terms:
         terms.append(Term(metric="errors", relation="<=", limit=draw(st.floats(min_value=0, max_value=99.9))))
-    terms += [Term.model_validate({"metric": m, "relation": ">", "limit": draw(LIMITS)}) for m in RATES if draw(st.booleans())]
+    terms += [
+        Term.model_validate({"metric": m, "relation": ">", "limit": draw(LIMITS)}) for m in RATES if draw(st.booleans())
+    ]
     return Slo(terms=tuple(draw(st.permutations(terms))))
 
 
@@ -44,7 +48,9 @@ def test_what_is_written_is_read_again(slo: Slo) -> None:
 
 
 def test_units_and_forms() -> None:
-    slo = Slo.parse("ttft_p95<500ms, itl_p95 <= 40 ms,errors<0.1%,e2e_p99<2s,tpot_mean<30ms,tokens_per_s>100,requests_per_s>=0.5")
+    slo = Slo.parse(
+        "ttft_p95<500ms, itl_p95 <= 40 ms,errors<0.1%,e2e_p99<2s,tpot_mean<30ms,tokens_per_s>100,requests_per_s>=0.5"
+    )
     assert [(term.name, term.relation, term.limit, term.unit) for term in slo.terms] == [
         ("ttft_p95", "<", 500, "ms"),
         ("itl_p95", "<=", 40, "ms"),
@@ -93,7 +99,10 @@ def test_units_and_forms() -> None:
         ("ttft_p95<1e308s", "is too large to be a limit."),
         ("ttft_p95<ms", "is not a number with ms or s."),
         ("ttft_p95<500ms,ttft_p95<300ms", "The SLO limits ttft_p95 twice: ttft_p95<500ms and ttft_p95<300ms; keep one"),
-        ("ttft_p50<500ms,ttft_p99<300ms", "contradicts itself: with ttft_p99<300ms a limit of ttft_p50<500ms can't matter"),
+        (
+            "ttft_p50<500ms,ttft_p99<300ms",
+            "contradicts itself: with ttft_p99<300ms a limit of ttft_p50<500ms can't matter",
+        ),
     ],
 )
 def test_what_can_not_be_is_one_sentence(text: str, sentence: str) -> None:
@@ -112,7 +121,9 @@ def test_no_text_raises_anything_else(text: str) -> None:
     assert Slo.parse(str(slo)) == slo
 
 
-def sample(number: int, ttft_ms: float = 100.0, gap_ms: float = 10.0, tokens: int = 11, error: str | None = None) -> Sample:
+def sample(
+    number: int, ttft_ms: float = 100.0, gap_ms: float = 10.0, tokens: int = 11, error: str | None = None
+) -> Sample:
     begun = 0.5 * number
     arrivals = [] if error else [begun + ttft_ms / 1000 + gap_ms / 1000 * n for n in range(tokens)]
     return Sample(
@@ -134,7 +145,9 @@ def noisy(count: int, middle_ms: float, seed: int = 0, spread: float = 0.2) -> l
 
 
 def test_how_many_requests_a_percentile_takes() -> None:
-    needed = {text: requests_needed(Slo.parse(text)) for text in ("ttft_p50<1s", "ttft_p90<1s", "ttft_p95<1s", "ttft_p99<1s")}
+    needed = {
+        text: requests_needed(Slo.parse(text)) for text in ("ttft_p50<1s", "ttft_p90<1s", "ttft_p95<1s", "ttft_p99<1s")
+    }
     assert list(needed.values()) == [6, 36, 72, 368]
     assert requests_needed(Slo.parse("ttft_p50<1s,e2e_p95<2s,errors<1%")) == 72
     # With one fewer the chance that none is above the p95 is over 2.5 %.
@@ -221,7 +234,12 @@ def test_an_answer_without_gaps_has_no_itl() -> None:
 def test_warm_up_is_left_out() -> None:
     cold = sample(0, ttft_ms=10_000)
     cold.warmup = True
-    assert judge([cold, *(sample(n) for n in range(1, 80))], Slo.parse("ttft_p99<20s,ttft_p50<200ms")).findings[0].figure.value < 200
+    assert (
+        judge([cold, *(sample(n) for n in range(1, 80))], Slo.parse("ttft_p99<20s,ttft_p50<200ms"))
+        .findings[0]
+        .figure.value
+        < 200
+    )
 
 
 def test_a_good_request_keeps_to_the_limits_of_its_own() -> None:

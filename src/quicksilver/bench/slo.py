@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from quicksilver.bench.stats import LEVEL, interval, itl_ms, tpot_ms, wilson
-from quicksilver.nouns.base import Noun
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure
 from quicksilver.nouns.slo import DURATIONS, Slo, Term
+from quicksilver.nouns.slo_search import Finding, Goodput, Judgement, Outcome
 
 Floats = NDArray[np.float64]
-Outcome = Literal["meets", "fails", "unsure"]
 
 RESAMPLES = 1000
 TAIL = (1 - LEVEL) / 2
@@ -25,40 +22,6 @@ FEW, FEWEST = 30, 6
 """Requests from which a mean or a rate is judged, and without which nothing is sure, not even that a limit is broken."""
 _CELLS = 4_000_000
 """Numbers that a bootstrap holds at once."""
-
-
-class Finding(Noun):
-    """What Samples say of one term."""
-
-    term: Term
-    figure: Figure = Field(description="in the term's unit; no high end where too few requests were seen to have one")
-    outcome: Outcome
-    probability: float = Field(description="share of bootstrap draws that keep to it, 0 to 1")
-    margin: float = Field(description="room under the limit (over it, for a floor) as a share of it; negative when it is broken")
-    requests: int
-    remark: str = ""
-
-
-class Judgement(Noun):
-    """What Samples say of an Slo, and which of its terms binds."""
-
-    findings: tuple[Finding, ...]
-    outcome: Outcome
-    probability: float = Field(description="share of bootstrap draws that keep to all terms at once")
-
-    @property
-    def binding(self) -> Finding:
-        """The term with the least room, or that is broken by most."""
-        return min(self.findings, key=lambda finding: finding.margin)
-
-
-class Goodput(Noun):
-    """Requests that met the limits of their own: DistServe's goodput (Zhong et al., OSDI 2024, arXiv 2401.09670)."""
-
-    good: int
-    requests: int
-    share: Figure = Field(description="good requests of all, failed ones among these; 0 to 1, Wilson's interval")
-    requests_per_s: float | None = Field(None, description="good requests a second; None where no time passed")
 
 
 def requests_needed(slo: Slo) -> int:
@@ -241,7 +204,9 @@ def _errors(samples: Sequence[Sample], term: Term, resamples: int) -> tuple[Find
         probability={"meets": 1.0, "unsure": 0.5, "fails": 0.0}[outcome],
         margin=_margin(term, percent),
         requests=len(samples),
-        remark=f"{failed} of {len(samples)} failed, which shows no more than errors below {shown:.2g} %" if shown else "",
+        remark=f"{failed} of {len(samples)} failed, which shows no more than errors below {shown:.2g} %"
+        if shown
+        else "",
     )
     return finding, np.full(resamples, outcome != "fails")
 
@@ -251,10 +216,7 @@ def _values(samples: Sequence[Sample], metric: str, *, strict: bool) -> tuple[Fl
     values: list[float] = []
     owner: list[int] = []
     for place, sample in enumerate(samples):
-        if sample.error is None:
-            own = _durations(sample, metric)
-        else:
-            own = [math.inf] if strict else []
+        own = _durations(sample, metric) if sample.error is None else [math.inf] if strict else []
         values += own
         owner += [place] * len(own)
     return np.asarray(values, dtype=np.float64), np.asarray(owner, dtype=np.int64)
@@ -294,7 +256,10 @@ def _rate(samples: Sequence[Sample], metric: str, counts: Floats) -> tuple[float
     """A load's tokens or requests a second, and its draws: spread like what its requests did over the time they were busy."""
     seconds = _seconds(samples)
     did = np.array(
-        [0.0 if s.error is not None else float(s.completion_tokens) if metric == "tokens_per_s" else 1.0 for s in samples]
+        [
+            0.0 if s.error is not None else float(s.completion_tokens) if metric == "tokens_per_s" else 1.0
+            for s in samples
+        ]
     )
     busy = np.array([max(s.end - s.sent, 1e-9) for s in samples])
     if seconds <= 0 or not did.any():

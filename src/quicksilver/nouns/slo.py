@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from typing import Final, Literal, get_args
 
 from pydantic import Field
@@ -42,7 +43,9 @@ class Term(Noun):
     @property
     def unit(self) -> str:
         """Unit of the limit: ms, %, tokens/s or requests/s."""
-        return "ms" if self.metric in DURATIONS else "%" if self.metric == "errors" else self.metric.replace("_per_", "/")
+        return (
+            "ms" if self.metric in DURATIONS else "%" if self.metric == "errors" else self.metric.replace("_per_", "/")
+        )
 
     @property
     def ceiling(self) -> bool:
@@ -148,7 +151,9 @@ def _what(name: str) -> tuple[str, str]:
     if metric in DURATIONS and statistic in STATISTICS:
         return metric, statistic
     if name in DURATIONS:
-        raise BadInputError(f"{name!r} alone says too little; say of which requests, such as {name}_p95 or {name}_mean.")
+        raise BadInputError(
+            f"{name!r} alone says too little; say of which requests, such as {name}_p95 or {name}_mean."
+        )
     if metric in DURATIONS and (digits := re.fullmatch(r"p([0-9.]+)", statistic)):
         impossible = re.fullmatch(r"[0-9]+(\.[0-9]+)?", digits[1]) is None or not 0 < float(digits[1]) < 100
         raise BadInputError(
@@ -181,7 +186,9 @@ def _in_unit(text: str, name: str, metric: str, value: float, unit: str) -> floa
             raise BadInputError(f"{text!r}: errors is a share of the requests, in %.")
         percent = value if unit else 100 * value
         if percent >= 100:
-            raise BadInputError(f"{text!r}: a share of {percent:g} % allows every request to fail; write it as errors<0.1%.")
+            raise BadInputError(
+                f"{text!r}: a share of {percent:g} % allows every request to fail; write it as errors<0.1%."
+            )
         return percent
     if unit:
         raise BadInputError(f"{text!r}: {name} is a rate, written without a unit.")
@@ -192,7 +199,7 @@ def _check_order(terms: dict[str, Term]) -> None:
     """Refuse limits of one duration that contradict each other: a p50 is never above the p95 of the same requests."""
     for metric in DURATIONS:
         ordered = [terms[name] for s in STATISTICS[:4] if (name := f"{metric}_{s}") in terms]
-        for low, high in zip(ordered, ordered[1:], strict=False):
+        for low, high in pairwise(ordered):
             if low.limit > high.limit:
                 raise BadInputError(
                     f"The SLO contradicts itself: with {high} a limit of {low} can't matter; have the two been exchanged?"

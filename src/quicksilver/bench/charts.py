@@ -95,7 +95,7 @@ def _version() -> str:
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
-def _finish(chart: Any, height: int, *, name: str, title: str, text: str, section: str) -> Chart:
+def finish(chart: Any, height: int, *, name: str, title: str, text: str, section: str) -> Chart:
     """Add the page's look; the specification fills its container, the SVG has a width of its own."""
     import vl_convert
 
@@ -234,7 +234,7 @@ def _throughput(result: Result) -> Chart | None:
     )
     title = "Throughput against latency"
     chart = alt.layer(line, *text, points, description=_described(title, result, rows, "tokens_per_s", "tokens/s"))
-    return _finish(chart, 340, name="throughput", title=title, text=words, section="speed")
+    return finish(chart, 340, name="throughput", title=title, text=words, section="speed")
 
 
 def _quality(result: Result, concurrency: int) -> Chart | None:
@@ -300,7 +300,7 @@ def _quality(result: Result, concurrency: int) -> Chart | None:
     words += " The scale is logarithmic." if wide else ""
     described = _described(title, result, rows, "loss", "% loss")
     chart = alt.layer(line, *name, bars, *text, points, description=described)
-    return _finish(chart, 340, name="quality", title=title, text=words, section="speed")
+    return finish(chart, 340, name="quality", title=title, text=words, section="speed")
 
 
 def _bars(result: Result) -> list[Candidate]:
@@ -381,7 +381,7 @@ def _request(result: Result, concurrency: int) -> Chart | None:
     )
     words = "Seconds of a median request; medians, so the sum is approximate." + _more(result)
     height = 42 * len(rows) // 2
-    return _finish(chart, height, name=f"request-{concurrency}", title=title, text=words, section="request")
+    return finish(chart, height, name=f"request-{concurrency}", title=title, text=words, section="request")
 
 
 def _price(result: Result, which: str) -> Chart | None:
@@ -429,7 +429,7 @@ def _price(result: Result, which: str) -> Chart | None:
         _described(title, result, rows, "price", "$"),
     )
     words += _more(result)
-    return _finish(chart, 42 * len(rows), name=f"price-{which}", title=title, text=words, section="price")
+    return finish(chart, 42 * len(rows), name=f"price-{which}", title=title, text=words, section="price")
 
 
 def _more(result: Result) -> str:

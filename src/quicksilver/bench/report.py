@@ -174,36 +174,36 @@ def markdown(result: Result, certificate: Certificate | None = None) -> str:
     """Write the same table, with all concurrencies, as GitHub-flavoured Markdown."""
     columns = table_columns.columns(result, findings.concurrencies(result))
     won = findings.winner(result)
-    lines = [f"**{_md(findings.verdict(result))}**"]
+    lines = [f"**{md(findings.verdict(result))}**"]
     for words in (result.why, certified.standing(result, certificate)):
-        lines += ["", _md(words)] if words else []
+        lines += ["", md(words)] if words else []
     rows = table_columns.rows(result, columns)
     if rows:
         lines += ["", "| " + " | ".join(["recipe", *(column.title for column in columns)]) + " |"]
         lines.append("|" + "|".join([" --- ", *(" ---: " for _ in columns)]) + "|")
         for row in rows:
-            name = _md_code(row.label)
+            name = md_code(row.label)
             name = f"**{name}** (winner)" if row.mark == "winner" else name
             lines.append("| " + " | ".join([name, *(_md_cell(cell) for cell in row.cells)]) + " |")
         if any(cell.over for row in rows for cell in row.cells):
             lines += ["", "! is over a limit of the goal."]
-    lines += ["", _md(f"Goal: {findings.GOALS[result.goal.metric]}; {', '.join(findings.limits(result.goal))}.")]
+    lines += ["", md(f"Goal: {findings.GOALS[result.goal.metric]}; {', '.join(findings.limits(result.goal))}.")]
     notes = (findings.price_words(result), *findings.cautions(result), *_remarks(result))
-    lines += ["", *(f"- {_md(line)}" for line in notes)]
+    lines += ["", *(f"- {md(line)}" for line in notes)]
     for group in findings.left_out(result):
         lines += ["", f"### {group.title} ({group.count})", ""]
-        lines += [f"- {', '.join(map(_md_code, labels))}: {_md(reason)}" for reason, labels in group.reasons]
+        lines += [f"- {', '.join(map(md_code, labels))}: {md(reason)}" for reason, labels in group.reasons]
     if won is not None:
-        lines += ["", f"Serve it: {_md_code(f'quicksilver serve runs/{result.id}')}"]
+        lines += ["", f"Serve it: {md_code(f'quicksilver serve runs/{result.id}')}"]
     return "\n".join(lines) + "\n"
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escape(plain(text), quote=False))
 
 
-def _md_code(text: str) -> str:
+def md_code(text: str) -> str:
     """Text as a code span that is safe in a table; the fence is longer than any run of backticks inside."""
     text = plain(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -259,7 +259,7 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"bound": _bound, "breaks": _breaks}
+    environment.filters |= {"bound": bound, "breaks": breaks}
     script = charts.script(environment.get_template("report.js").render()) if drawn else ""
     best = findings.winner(result)
     columns = table_columns.columns(result, findings.concurrencies(result))
@@ -280,7 +280,7 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         certificate=certificate,
         certified=certified,
         standing=certified.standing(result, certificate),
-        created=_date(result.created),
+        created=date(result.created),
         shown_recipe=findings.shown(result),
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         script=script,
@@ -289,19 +289,19 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
     )
 
 
-def _bound(text: str) -> str:
+def bound(text: str) -> str:
     """Keep a number and its unit on one line."""
     return re.sub(r"(?<=\d) (?=(%|ms|MB|GB|s|streams?)\b|%)", "\N{NO-BREAK SPACE}", text)
 
 
-def _breaks(label: str) -> Markup:
+def breaks(label: str) -> Markup:
     """Escape a label, and let a line break after an opening bracket or a comma."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[(,])", label))
 
 
-def _date(created: str) -> str:
+def date(created: str) -> str:
     """Write an ISO 8601 time for people; what isn't one stays as it is."""
     try:
         moment = datetime.fromisoformat(created)

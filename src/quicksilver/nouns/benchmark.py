@@ -10,6 +10,8 @@ from pydantic import Field
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.hardware import Hardware
 from quicksilver.nouns.score import Cost, Speed
+from quicksilver.nouns.slo import Slo
+from quicksilver.nouns.slo_search import Goodput, SloSearch
 
 BENCHMARK_VERSION = 1
 
@@ -32,6 +34,11 @@ class Benchmark(Noun):
         None, description="from process start to the first token; None for a server that somebody else started"
     )
     samples: Path = Field(description="the raw Samples, JSON Lines")
+    slo: Slo | None = Field(None, description="what the load was held to, if to anything")
+    goodputs: tuple[Goodput | None, ...] = Field((), description="under `slo`, one for each speed")
+    search: SloSearch | None = Field(
+        None, description="how the highest load that meets `slo` was looked for, if it was"
+    )
     notes: tuple[str, ...] = Field((), description="doubts about the figures, a sentence each")
 
     def to_json(self) -> dict[str, Any]:

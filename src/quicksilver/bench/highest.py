@@ -1,0 +1,184 @@
+"""Find the highest load on an endpoint that meets an Slo, with prompts that none of the loads shares."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+
+from quicksilver import __version__
+from quicksilver.bench.load import run_load
+from quicksilver.bench.measure import WARM_UP_TOKENS
+from quicksilver.bench.price import cost
+from quicksilver.bench.slo import requests_needed
+from quicksilver.bench.slo_search import Loads, amount, search, streams
+from quicksilver.engines.process import cold_start_s
+from quicksilver.engines.remote import request_json
+from quicksilver.errors import BadInputError, EngineError
+from quicksilver.hardware import detect
+from quicksilver.nouns.benchmark import Benchmark
+from quicksilver.nouns.engine import Endpoint
+from quicksilver.nouns.hardware import Price
+from quicksilver.nouns.sample import Sample
+from quicksilver.nouns.slo import Slo
+from quicksilver.nouns.slo_search import Attempt
+from quicksilver.nouns.workload import Prompt, Workload
+
+Progress = Callable[[str, int, int, float | None], None]
+"""The load that is put on, requests of it that ended, requests of it in all, seconds that the search is expected to take from now."""
+
+GONE = ("connect", "disconnect", "unsent")
+ALIVE_S = 10.0
+
+
+class TooFewPromptsError(BadInputError):
+    """There aren't as many prompts left as a load takes."""
+
+
+@dataclass(slots=True)
+class Feed:
+    """Prompts, each handed out once, or over and over."""
+
+    prompts: Sequence[Prompt]
+    repeat: bool
+    taken: int = 0
+
+    def take(self, count: int, what: str) -> list[Prompt]:
+        """Return the next `count`. Raises TooFewPromptsError."""
+        left = len(self.prompts) - self.taken
+        if not self.repeat and count > left:
+            raise TooFewPromptsError(
+                f"{what} takes {count} prompts that weren't sent before, and {left} of {len(self.prompts)} are left; "
+                "give more with --prompts, or allow --repeat-prompts."
+            )
+        found = [self.prompts[(self.taken + n) % len(self.prompts)] for n in range(count)]
+        self.taken += count
+        return found
+
+
+@dataclass(slots=True)
+class Clock:
+    """How long what is left will take, by how long things took."""
+
+    on_progress: Progress
+    loads_left: int = 6
+    per_load_s: float | None = None
+    text: str = ""
+    begun: float = field(default_factory=time.monotonic)
+
+    def start(self, text: str, total: int) -> None:
+        """A look at a load begins."""
+        self.text, self.begun = text, time.monotonic()
+        self.on_progress(text, 0, total, None if self.per_load_s is None else self.per_load_s * self.loads_left)
+
+    def tick(self, done: int, total: int) -> None:
+        """So many of its requests have ended."""
+        took = time.monotonic() - self.begun
+        rest = took / done * (total - done)
+        later = (self.per_load_s or took + rest) * max(0, self.loads_left - 1)
+        self.on_progress(self.text, done, total, rest + later)
+
+    def over(self, _: Attempt, loads_left: int) -> None:
+        """It ended, and about so many loads are left."""
+        self.per_load_s, self.loads_left = time.monotonic() - self.begun, loads_left
+
+
+def find_highest(
+    endpoint: Endpoint,
+    workload: Workload,
+    slo: Slo,
+    *,
+    price: Price,
+    samples: Path,
+    loads: Loads | None = None,
+    repeat_prompts: bool = False,
+    target: str = "",
+    command: str = "",
+    tools: Mapping[str, str] = MappingProxyType({}),
+    on_progress: Progress = lambda *_: None,
+) -> Benchmark:
+    """Return the figures of each load that was tried, and in `search` the highest that surely meets the Slo.
+
+    `loads` are those that may be tried: up to 256 streams if not given. The raw Samples are written to the file `samples`, which
+    is begun anew; a round is one look at one load. A server that stops answering, or too few prompts, end the search with what
+    is known by then. Raises BadInputError, and EngineError if nothing could be measured.
+    """
+    loads = loads or streams()
+    warm, *every = [*workload.calibration, *workload.search, *workload.evaluation]
+    feed, clock, notes = Feed(every or [warm], repeat_prompts), Clock(on_progress), []
+    samples = samples.absolute()
+    started_s = cold_start_s(endpoint)
+    samples.parent.mkdir(parents=True, exist_ok=True)
+    samples.unlink(missing_ok=True)
+
+    def measure(load: float, requests: int, number: int) -> Sequence[Sample]:
+        where = amount(load, loads.unit)
+        prompts = feed.take(requests, f"A look at {where}")
+        clock.start(where, requests)
+        found = run_load(
+            endpoint,
+            prompts,
+            concurrency=round(load),
+            max_tokens=workload.max_tokens,
+            out=samples,
+            round=number,
+            on_note=notes.append,
+            on_progress=clock.tick,
+        )
+        _check_alive(endpoint, found, where)
+        return found
+
+    run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)
+    found = search(measure, slo, loads, on_attempt=clock.over)
+    if repeat_prompts and feed.taken > len(feed.prompts):
+        notes.append(f"{len(feed.prompts)} prompts were sent {feed.taken / len(feed.prompts):.1f} times each: a prefix cache flatters these figures.")
+    speeds = tuple(attempt.speed for attempt in found.attempts)
+    return Benchmark(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        target=target or endpoint.url,
+        model=endpoint.model,
+        workload=workload.name,
+        settings={
+            "workload_hash": workload.hash,
+            "loads": [attempt.load for attempt in found.attempts],
+            "load_unit": loads.unit,
+            "most": loads.most,
+            "requests_judged_at_each": requests_needed(slo),
+            "prompts": len(feed.prompts),
+            "repeat_prompts": repeat_prompts,
+            "max_tokens": workload.max_tokens,
+            "temperature": 0,
+            "seed": workload.seed,
+            "price": price.model_dump(mode="json"),
+        },
+        hardware=detect(),
+        tools={"quicksilver": __version__, "python": platform.python_version(), "aiohttp": version("aiohttp"), **tools},
+        speeds=speeds,
+        costs=tuple(cost(s, price) for s in speeds),
+        cold_start_s=started_s,
+        samples=samples,
+        slo=slo,
+        goodputs=tuple(attempt.goodput for attempt in found.attempts),
+        search=found,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _check_alive(endpoint: Endpoint, samples: Sequence[Sample], where: str) -> None:
+    """Tell a server that is gone from one that is overloaded. Raises EngineError."""
+    last = samples[-max(3, samples[-1].concurrency) :]
+    if not all(s.error is not None and s.error.startswith(GONE) for s in last):
+        return
+    try:
+        request_json(f"{endpoint.url}/models", api_key=endpoint.api_key, timeout_s=ALIVE_S)
+    except EngineError as error:
+        answered = sum(s.error is None for s in samples)
+        raise EngineError(
+            f"The server stopped answering at {where}, after {answered} of {len(samples)} requests: {str(error).rstrip('.')}."
+        ) from error

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[Event], None]
 GoalName = Literal["cost", "throughput", "latency"]
+MANY_PROMPTS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,12 @@ def benchmark(
     target: str,
     workload: str | Path = "hotpotqa",
     *,
-    streams: Sequence[int] = (1, 8),
+    streams: Sequence[int] | None = None,
     prompts: int | None = None,
     rounds: int = 1,
     repeat_prompts: bool = False,
+    slo: str | None = None,
+    most_streams: int = 256,
     model: str | None = None,
     api_key_env: str | None = None,
     price_per_hour: float | None = None,
@@ -175,18 +178,44 @@ def benchmark(
 ) -> Benchmark:
     """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
 
-    Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. Raises QuicksilverError.
+    Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. With an `slo`, such as
+    `ttft_p95<500ms,errors<0.1%`, and no `streams`, the highest load up to `most_streams` that meets it is looked for; with
+    `streams` (1 and 8 if neither is given) goodput is counted under it. Raises QuicksilverError.
     """
+    from quicksilver.bench.highest import find_highest
     from quicksilver.bench.measure import measure
     from quicksilver.bench.price import price as make_price
+    from quicksilver.bench.slo_search import streams as up_to
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
+    from quicksilver.nouns.slo import Slo
 
+    wanted = Slo.parse(slo) if slo is not None else None
+    searching = wanted is not None and streams is None
+    if searching and (most_streams < 1 or rounds != 1):
+        raise BadInputError("The search for an SLO has at least one stream to try, and one round.")
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    load = _workload(str(workload), prompts, seed, streams)
+    if searching:
+        load = _many_prompts(str(workload), prompts, seed)
+    else:
+        load = _workload(str(workload), prompts, seed, (1, 8) if streams is None else streams)
     tell = progress or _silent
 
     def run(endpoint: Endpoint, tools: Mapping[str, str]) -> Benchmark:
+        if wanted is not None and searching:
+            return find_highest(
+                endpoint,
+                load,
+                wanted,
+                price=price,
+                samples=(out or Path("runs") / "bench") / f"samples-{load.hash}.jsonl",
+                loads=up_to(most_streams),
+                repeat_prompts=repeat_prompts,
+                target=target,
+                command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r}, slo={slo!r})",
+                tools=tools,
+                on_progress=lambda text, done, total, left: tell(Event("slo", text, done, total, left)),
+            )
         return measure(
             endpoint,
             load,
@@ -194,6 +223,7 @@ def benchmark(
             samples=(out or Path("runs") / "bench") / f"samples-{load.hash}.jsonl",
             rounds=rounds,
             repeat_prompts=repeat_prompts,
+            slo=wanted,
             target=target,
             command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r})",
             tools=tools,
@@ -390,6 +420,17 @@ def _workload(spec: str, prompts: int | None, seed: int, streams: Sequence[int] 
     if not streams or any(s < 1 for s in streams):
         raise BadInputError("Streams are positive whole numbers, such as 1,8.")
     return load.model_copy(update={"concurrencies": tuple(sorted(set(streams)))})
+
+
+def _many_prompts(spec: str, prompts: int | None, seed: int) -> Workload:
+    """Load a workload with so many prompts that each load of a search has its own, unless it is said how many."""
+    try:
+        return _workload(spec, prompts or MANY_PROMPTS, seed, None)
+    except BadInputError:
+        if prompts is not None:
+            raise
+        # Of a synthetic shape with long prompts there can't be as many.
+        return _workload(spec, None, seed, None)
 
 
 def _call(model: str, workload: str, goal: str) -> str:

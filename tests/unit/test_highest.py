@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ SLO = Slo.parse("ttft_p50<400ms")  # six requests judge a median
 
 
 def workload(count: int) -> Workload:
-    return Workload(name="w", evaluation=tuple(Prompt(id=f"p{n}", prompt=f"text {n}") for n in range(count)), max_tokens=4)
+    return Workload(
+        name="w", evaluation=tuple(Prompt(id=f"p{n}", prompt=f"text {n}") for n in range(count)), max_tokens=4
+    )
 
 
 def test_prompts_are_handed_out_once() -> None:
@@ -44,15 +47,13 @@ def test_a_server_that_refuses_a_third_stream(tmp_path: Path) -> None:
         with lock:
             running += 1
             full = running > 2
-        try:
-            time.sleep(0.02)
-            if full:
-                exchange.answer(429, {"error": {"message": "full"}})
-            else:
-                words(3)(exchange)
-        finally:
-            with lock:
-                running -= 1
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        if full:
+            exchange.answer(429, {"error": {"message": "full"}})
+        else:
+            words(2, pause_s=0)(exchange)
 
     heard: list[tuple[str, int, int, float | None]] = []
     slo = Slo.parse("errors<5%,e2e_p50<60s")
@@ -71,7 +72,12 @@ def test_a_server_that_refuses_a_third_stream(tmp_path: Path) -> None:
     assert len(sent) == len(set(sent)), "each prompt is sent once"
     kept = read_samples(found.samples)
     assert len(kept) == len(sent)
-    assert (found.command, found.target, found.tools["engine"], found.slo) == ("quicksilver bench http://x", "http://x", "1", slo)
+    assert (found.command, found.target, found.tools["engine"], found.slo) == (
+        "quicksilver bench http://x",
+        "http://x",
+        "1",
+        slo,
+    )
     assert found.settings["loads"] == [1, 2, 3, 4]
     assert Benchmark.model_validate_json(found.model_dump_json()) == found
     assert heard[-1][3] is not None
@@ -79,14 +85,15 @@ def test_a_server_that_refuses_a_third_stream(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(tmp_path: Path) -> None:
-    with serving(v1_completions=words(2)) as server:
+    died = threading.Event()
+    with ExitStack() as running:
+        server = running.enter_context(serving(v1_completions=words(2)))
         endpoint = Endpoint(url=server.url, model="m")
-        died = threading.Event()
 
         def watch(text: str, done: int, total: int, left_s: float | None) -> None:
             if text == "4 streams" and not died.is_set():
                 died.set()
-                server.close()
+                running.close()
 
         found = find_highest(
             endpoint, workload(400), SLO, price=PRICE, samples=tmp_path / "s.jsonl", loads=streams(8), on_progress=watch
@@ -104,7 +111,9 @@ def test_too_few_prompts_say_so_and_leave_what_was_measured(tmp_path: Path) -> N
         found = find_highest(endpoint, workload(20), SLO, price=PRICE, samples=tmp_path / "s.jsonl")
         assert found.search is not None
         assert found.search.best == 2
-        assert found.search.ended.startswith("A look at 4 streams takes 12 prompts that weren't sent before, and 5 of 19 are left")
+        assert found.search.ended.startswith(
+            "A look at 4 streams takes 12 prompts that weren't sent before, and 5 of 19 are left"
+        )
         with pytest.raises(BadInputError, match="A look at 1 stream takes 6 prompts"):
             find_highest(endpoint, workload(5), SLO, price=PRICE, samples=tmp_path / "s.jsonl")
         over = find_highest(

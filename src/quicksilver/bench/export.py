@@ -75,10 +75,22 @@ def text(found: Benchmark, samples: Sequence[Sample], form: Format) -> str:
         case "md":
             return markdown(found)
         case "aiperf":
-            return export_aiperf.aiperf(found, samples)
+            return export_aiperf.aiperf(_one_load(found), samples)
     from quicksilver.bench.export_html import html
 
     return html(found, samples)
+
+
+def _one_load(found: Benchmark) -> Benchmark:
+    """Of a search, what it found; of one that found nothing, the load that comes nearest."""
+    if found.search is None or not found.speeds:
+        return found
+    loads = [attempt.load for attempt in found.search.attempts]
+    place = loads.index(found.search.best) if found.search.best is not None else 0
+    one = slice(place, place + 1)
+    return found.model_copy(
+        update={"speeds": found.speeds[one], "costs": found.costs[one], "goodputs": found.goodputs[one]}
+    )
 
 
 def as_csv(found: Benchmark) -> str:

@@ -136,7 +136,9 @@ def find_highest(
     run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)
     found = search(measure, slo, loads, on_attempt=clock.over)
     if repeat_prompts and feed.taken > len(feed.prompts):
-        notes.append(f"{len(feed.prompts)} prompts were sent {feed.taken / len(feed.prompts):.1f} times each: a prefix cache flatters these figures.")
+        notes.append(
+            f"{len(feed.prompts)} prompts were sent {feed.taken / len(feed.prompts):.1f} times each: a prefix cache flatters these figures."
+        )
     speeds = tuple(attempt.speed for attempt in found.attempts)
     return Benchmark(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from quicksilver import __version__
 from quicksilver.bench.load import run_load
 from quicksilver.bench.price import cost
+from quicksilver.bench.slo import goodput
 from quicksilver.bench.stats import speed
 from quicksilver.engines.process import cold_start_s
 from quicksilver.errors import BadInputError
@@ -19,6 +20,7 @@ from quicksilver.hardware import detect
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.hardware import Price
+from quicksilver.nouns.slo import Slo
 from quicksilver.nouns.workload import Prompt, Workload
 
 WARM_UP_TOKENS = 16
@@ -35,6 +37,7 @@ def measure(
     samples: Path,
     rounds: int = 1,
     repeat_prompts: bool = False,
+    slo: Slo | None = None,
     target: str = "",
     command: str = "",
     tools: Mapping[str, str] = MappingProxyType({}),
@@ -43,7 +46,7 @@ def measure(
     """Put a workload's prompts on an endpoint, at each of its concurrencies, and return the figures.
 
     Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. The raw Samples are written to the
-    file `samples`, which is begun anew. `tools` are the versions of what serves. Raises BadInputError, and EngineError if
+    file `samples`, which is begun anew. `slo` is what goodput is counted under. `tools` are the versions of what serves. Raises BadInputError, and EngineError if
     the load client can't do its work.
     """
     if rounds < 1:
@@ -97,6 +100,10 @@ def measure(
         costs=tuple(cost(s, price) for s in speeds),
         cold_start_s=started_s,
         samples=samples,
+        slo=slo,
+        goodputs=()
+        if slo is None
+        else tuple(goodput([s for s in seen if s.concurrency == c], slo) for c in workload.concurrencies),
         notes=tuple(dict.fromkeys(notes)),
     )
 

@@ -9,6 +9,7 @@ import click
 
 from quicksilver.cli.frame import Streams, called, emit, interruptible, json_option, note, price_options, table
 from quicksilver.cli.progress import watched
+from quicksilver.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +29,21 @@ if TYPE_CHECKING:
 @click.option(
     "--streams",
     type=Streams(),
-    default="1,8",
-    show_default=True,
     metavar="LIST",
-    help="Concurrencies, one after the other.",
+    help="Concurrencies, one after the other; 1,8 without --slo.",
+)
+@click.option(
+    "--slo",
+    metavar="TERMS",
+    help="Find the most streams that meet this, such as ttft_p95<500ms,itl_p95<40ms,errors<0.1%; with --streams, count the requests that do.",
+)
+@click.option(
+    "--most-streams",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Where the search for --slo ends.",
 )
 @click.option(
     "--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload; the first warms up."
@@ -45,12 +57,27 @@ if TYPE_CHECKING:
 @price_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the raw samples go.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the result to a .json, .csv, .md or .html file too; may be repeated. profile_export_aiperf.json gets AIPerf's form.",
+)
+@click.option(
+    "--format", "form", metavar="NAME", help="Of the exported file, whatever its name: json, csv, md, html or aiperf."
+)
 @json_option
+@click.pass_context
 def bench(
+    context: click.Context,
     *,
     target: str,
     workload: str,
-    streams: tuple[int, ...],
+    streams: tuple[int, ...] | None,
+    slo: str | None,
+    most_streams: int,
     prompts: int | None,
     rounds: int,
     repeat_prompts: bool,
@@ -62,15 +89,28 @@ def bench(
     input_output_ratio: float,
     out: Path | None,
     seed: int,
+    exports: tuple[Path, ...],
+    form: str | None,
 ) -> None:
-    """Measure TARGET: the URL of a server that speaks the OpenAI API, an artefact, runs/ID, or a key of the store."""
-    from quicksilver import api
+    """Measure TARGET: the URL of a server that speaks the OpenAI API, an artefact, runs/ID, or a key of the store.
 
+    With --slo it finds the highest load that meets it, and ends with 1 if there is none.
+    """
+    from quicksilver import api
+    from quicksilver.bench import export
+    from quicksilver.bench.load import read_samples
+    from quicksilver.bench.load_table import attempts_table, load_words, share
+
+    forms = [export.format_of(path, form) for path in exports]
+    for path, kind in zip(exports, forms, strict=True):
+        export.check(path, kind, 1 if slo and streams is None else len(streams or (1, 8)))
     with interruptible("nothing is left running; the same command measures again."), watched() as progress:
         found = api.benchmark(
             target,
             workload,
             streams=streams,
+            slo=slo,
+            most_streams=most_streams,
             prompts=prompts,
             rounds=rounds,
             repeat_prompts=repeat_prompts,
@@ -88,14 +128,35 @@ def bench(
 
     def show(screen: Console) -> None:
         screen.print(f"{found.model} on {found.workload}", style="bold")
+        if found.search is not None:
+            tried = attempts_table(found.search)
+            screen.print(
+                table(tried.heads, tried.rows, right=[n for n in range(len(tried.heads)) if n not in tried.words])
+            )
+            screen.print(f"\n{found.search.verdict}\n", style="bold" if found.search.best is not None else "bold red")
         screen.print(_figures(found))
+        if found.slo is not None and found.search is None:
+            for speed, met in zip(found.speeds, found.goodputs, strict=True):
+                good = share(met) if met is not None else "none"
+                screen.print(f"Good requests under {found.slo} at {load_words(speed)}: {good}")
         if found.cold_start_s is not None:
             screen.print(f"\nFrom process start to the first token: {found.cold_start_s:.2f} s")
         screen.print(f"\nSamples: {found.samples}", soft_wrap=True)
+        for path in exports:
+            screen.print(f"Exported: {path}", soft_wrap=True)
 
     for doubt in found.notes:
         note(doubt)
+    if exports:
+        samples = read_samples(found.samples)
+        for path, kind in zip(exports, forms, strict=True):
+            export.write(found, samples, path, kind)
     emit(found.to_json(), show)
+    if found.search is not None and found.search.ended:
+        note(f"error: {found.search.ended} What was measured is kept.")
+        context.exit(EngineError.exit_code)
+    if found.search is not None and found.search.best is None:
+        context.exit(1)
 
 
 def _figures(found: Benchmark) -> Any:

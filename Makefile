@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite bench clients clean
+.PHONY: demo test lint suite bench clients agreement clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -28,6 +28,9 @@ bench: $(VENV)/.default  ## re-make every figure of the README
 clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients of others against a served model
 	$(BIN)/python benchmarks/clients.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
 	$(BIN)/python benchmarks/clients.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf --real
+
+agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our figures against GuideLLM's and AIPerf's
+	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

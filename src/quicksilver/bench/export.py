@@ -17,6 +17,8 @@ from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.sample import Sample
 
 Format = Literal["json", "csv", "md", "html", "aiperf"]
+CONTROL = {number: "?" for number in (*range(32), 127) if chr(number) not in "\n\t"}
+"""Control characters of a name would steer a terminal that shows the file."""
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[str, Format] = {
     ".json": "json",
@@ -71,14 +73,14 @@ def text(found: Benchmark, samples: Sequence[Sample], form: Format) -> str:
         case "json":
             return json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n"
         case "csv":
-            return as_csv(found)
+            return as_csv(found).translate(CONTROL)
         case "md":
-            return markdown(found)
+            return markdown(found).translate(CONTROL)
         case "aiperf":
             return export_aiperf.aiperf(_one_load(found), samples)
     from quicksilver.bench.export_html import html
 
-    return html(found, samples)
+    return html(found, samples).translate(CONTROL)
 
 
 def _one_load(found: Benchmark) -> Benchmark:

@@ -1,0 +1,215 @@
+"""Whether our figures agree with GuideLLM's and AIPerf's: the same endpoint, prompts and load, in interleaved runs. The last line is JSON.
+
+Serves a tiny model on the fake engine with fixed delays, or SmolLM2-135M with --real. `docs/agreement.md` says which figure of one
+client is compared with which of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from clients import MODEL, Served
+from quicksilver import Recipe, api
+from quicksilver.bench.load import run_load
+from quicksilver.engines.fake import Fake
+from quicksilver.nouns import Endpoint, Message, Prompt, Sample, Settings
+from quicksilver.sources import workloads
+from quicksilver.techniques import make
+from quicksilver.testing.tiny import make_tiny_model
+from stamp import stamp
+
+ROOT = Path(__file__).parents[1]
+STREAMS, TOKENS, WORDS = 4, 64, 96
+DELAYS = {"prefill_ms_per_token": 0.5, "decode_ms": 10.0, "batch_cost": 0.1}
+"""Of the fake engine, ms: about 50 ms of prefill, and steps of 10 ms that grow by a tenth with each further stream."""
+GOAL = 0.03
+FIGURES = ("ttft_p50_ms", "itl_p50_ms", "tokens_per_s", "requests_per_s")
+
+
+def main() -> int:
+    """Run the clients in turn, and compare the medians of their figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=Path, default=ROOT / ".venv-clients", help="environment of envs/clients.lock")
+    parser.add_argument("--aiperf", type=Path, default=ROOT / ".venv-aiperf", help="environment of envs/aiperf.lock")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=64, help="of a run; each run has prompts of its own")
+    parser.add_argument("--real", action="store_true", help="serve SmolLM2-135M in INT8")
+    options = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {client.__name__: [] for client in CLIENTS}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if options.real:
+            tokenizer = api.build(Recipe(MODEL, [make("int8")])).path
+            serving = api.serving(str(tokenizer))
+        else:
+            tokenizer = make_tiny_model(folder / "tiny")
+            serving = Fake().serve(tokenizer, Settings(properties=DELAYS))
+        every = texts(options.rounds * options.requests * len(CLIENTS))
+        with serving as endpoint:
+            ours(endpoint, every[:STREAMS], folder)  # what a first request pays is no client's own
+            for number in range(options.rounds):
+                order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
+                for client in order:
+                    chosen, every = every[: options.requests], every[options.requests :]
+                    place = folder / f"{client.__name__}-{number}"
+                    place.mkdir()
+                    served = Served(
+                        endpoint.url,
+                        endpoint.model,
+                        tokenizer,
+                        place,
+                        options.clients.absolute(),
+                        options.aiperf.absolute(),
+                    )
+                    found = client(endpoint, chosen, place) if client is ours else client(served, chosen)
+                    runs[client.__name__].append(found)
+                    shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+                    print(f"round {number + 1}: {client.__name__}: {shown}", file=sys.stderr)
+    compared = compare(runs)
+    worst = max(abs(row["difference"]) for row in compared)
+    document = {
+        "benchmark": "agreement",
+        "model": MODEL if options.real else "tiny on the fake engine",
+        "delays_ms": None if options.real else DELAYS,
+        "streams": STREAMS,
+        "answer_tokens": TOKENS,
+        "rounds": options.rounds,
+        "requests": options.requests,
+        "versions": versions(options.clients, options.aiperf),
+        "medians": {name: {figure: median(found, figure) for figure in found[0]} for name, found in runs.items()},
+        "compared": compared,
+        "worst": worst,
+        "goal": GOAL,
+        "agree": worst <= GOAL,
+        "runs": runs,
+    }
+    print(json.dumps(document | stamp()))
+    return 0
+
+
+def texts(count: int) -> list[str]:
+    """Return different prompts of one length."""
+    found = workloads.load(f"synthetic:{WORDS}x{TOKENS}", prompts=count)
+    return [p.prompt or "" for p in (*found.calibration, *found.search, *found.evaluation)]
+
+
+def ours(endpoint: Endpoint, chosen: Sequence[str], folder: Path) -> dict[str, float]:
+    """Our load client; what the others define otherwise is computed their way too, from the same Samples."""
+    prompts = [
+        Prompt(id=str(n), messages=(Message(role="user", content=text),), max_tokens=TOKENS, ignore_eos=True)
+        for n, text in enumerate(chosen)
+    ]
+    samples = run_load(endpoint, prompts, concurrency=STREAMS, max_tokens=TOKENS, out=folder / "samples.jsonl")
+    failed = [s.error for s in samples if s.error is not None]
+    if failed:
+        raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
+    seconds = max(s.end for s in samples) - min(s.sent for s in samples)
+    return {
+        "ttft_p50_ms": statistics.median((s.arrivals[0] - s.scheduled) * 1000 for s in samples),
+        "itl_p50_ms": statistics.median(_itl_ms(s) for s in samples),
+        "tokens_per_s": sum(s.completion_tokens for s in samples) / seconds,
+        "requests_per_s": len(samples) / seconds,
+        "gap_p50_ms": statistics.median((b - a) * 1000 for s in samples for a, b in pairwise(s.arrivals)),
+        "tpot_p50_ms": statistics.median((s.end - s.arrivals[0]) * 1000 / (s.completion_tokens - 1) for s in samples),
+    }
+
+
+def _itl_ms(sample: Sample) -> float:
+    """A request's mean time per token after its first, until its last: what both others call inter-token latency."""
+    return (sample.arrivals[-1] - sample.arrivals[0]) * 1000 / (sample.completion_tokens - 1)
+
+
+def guidellm(served: Served, chosen: Sequence[str]) -> dict[str, float]:
+    """GuideLLM's own figures, of requests that succeeded."""
+    data, out = served.folder / "prompts.jsonl", served.folder / "guidellm.json"
+    _lines(data, [{"prompt": text, "output_tokens_count": TOKENS} for text in chosen])
+    served.run(
+        served.clients / "bin/guidellm", "run", "--disable-console-interactive",
+        "--backend", f"kind=openai_http,target={served.url.removesuffix('/v1')}",
+        "--tokenizer", f"kind=huggingface_auto,model={served.tokenizer}",
+        "--data", f"kind=json_file,path={data}",
+        "--profile", f"kind=concurrent,streams={STREAMS}",
+        "--constraint", f"kind=max_requests,count={len(chosen)}",
+        "--output", f"kind=json,path={out}",
+    )  # fmt: skip
+    metrics = json.loads(out.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
+    totals = metrics["request_totals"]
+    assert totals["successful"] == totals["total"] == len(chosen), totals
+    assert metrics["output_token_count"]["successful"]["mean"] == TOKENS, metrics["output_token_count"]["successful"]
+    return {
+        "ttft_p50_ms": metrics["time_to_first_token_ms"]["successful"]["median"],
+        "itl_p50_ms": metrics["inter_token_latency_ms"]["successful"]["median"],
+        "tokens_per_s": metrics["output_tokens_per_second"]["successful"]["mean"],
+        "requests_per_s": metrics["requests_per_second"]["successful"]["mean"],
+    }
+
+
+def aiperf(served: Served, chosen: Sequence[str]) -> dict[str, float]:
+    """AIPerf's own figures."""
+    data, out = served.folder / "prompts.jsonl", served.folder / "aiperf"
+    _lines(data, [{"text": text, "output_length": TOKENS} for text in chosen])
+    served.run(
+        served.aiperf / "bin/aiperf", "profile", "--ui", "simple", "--streaming", "--endpoint-type", "chat",
+        "--url", served.url.removesuffix("/v1"), "--model", served.model, "--tokenizer", served.tokenizer,
+        "--concurrency", str(STREAMS), "--request-count", str(len(chosen)),
+        "--input-file", data, "--custom-dataset-type", "single_turn", "--use-server-token-count",
+        "--extra-inputs", "ignore_eos:true", "--extra-inputs", f"max_tokens:{TOKENS}", "--artifact-dir", out,
+    )  # fmt: skip
+    found = json.loads((out / "profile_export_aiperf.json").read_text(encoding="utf-8"))
+    assert found["request_count"]["avg"] == len(chosen), found["request_count"]
+    assert found["output_sequence_length"]["avg"] == TOKENS, found["output_sequence_length"]
+    return {
+        "ttft_p50_ms": found["time_to_first_token"]["p50"],
+        "itl_p50_ms": found["inter_token_latency"]["p50"],
+        "tokens_per_s": found["output_token_throughput"]["avg"],
+        "requests_per_s": found["request_throughput"]["avg"],
+        "gap_p50_ms": found["inter_chunk_latency"]["p50"],
+    }
+
+
+CLIENTS: tuple[Callable[..., dict[str, float]], ...] = (ours, guidellm, aiperf)
+
+
+def compare(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Return our median of each figure against each other client's, as a share of theirs."""
+    rows = []
+    for client in ("guidellm", "aiperf"):
+        for figure in FIGURES:
+            mine, theirs = median(runs["ours"], figure), median(runs[client], figure)
+            rows.append(
+                {"client": client, "figure": figure, "ours": mine, "theirs": theirs, "difference": mine / theirs - 1}
+            )
+    return rows
+
+
+def median(found: Sequence[dict[str, float]], figure: str) -> float:
+    """Return the median of a figure over runs."""
+    return statistics.median(run[figure] for run in found)
+
+
+def versions(clients: Path, aiperf: Path) -> dict[str, str]:
+    """Return the clients' versions."""
+    return {
+        name: subprocess.run(
+            [where / "bin/python", "-c", f"import importlib.metadata as m; print(m.version('{name}'))"],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()
+        for name, where in (("guidellm", clients), ("aiperf", aiperf))
+    }  # fmt: skip
+
+
+def _lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

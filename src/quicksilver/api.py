@@ -185,6 +185,7 @@ def benchmark(
     from quicksilver.bench.highest import find_highest
     from quicksilver.bench.measure import measure
     from quicksilver.bench.price import price as make_price
+    from quicksilver.bench.slo_search import check as can_be_searched
     from quicksilver.bench.slo_search import streams as up_to
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
@@ -192,8 +193,10 @@ def benchmark(
 
     wanted = Slo.parse(slo) if slo is not None else None
     searching = wanted is not None and streams is None
-    if searching and (most_streams < 1 or rounds != 1):
-        raise BadInputError("The search for an SLO has at least one stream to try, and one round.")
+    if wanted is not None and searching:
+        can_be_searched(wanted)
+        if most_streams < 1 or rounds != 1:
+            raise BadInputError("The search for an SLO has at least one stream to try, and one round.")
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
     if searching:
         load = _many_prompts(str(workload), prompts, seed)

@@ -136,8 +136,7 @@ def search(
     how many loads are left. An error of `measure` ends the search with what was seen before. Raises BadInputError for an
     Slo without any limit from above.
     """
-    if not slo.ceilings:
-        raise BadInputError(f"{slo} has no limit that a higher load could break; add one, such as ttft_p95<500ms.")
+    check(slo)
     looks = Looks(slo, loads, measure, requests_needed(slo), on_attempt)
     load: float | None = loads.first
     ended = ""
@@ -150,6 +149,12 @@ def search(
         if not looks.attempts:
             raise
     return _conclude(looks, ended)
+
+
+def check(slo: Slo) -> None:
+    """Raise BadInputError for an Slo that every load above some other would meet."""
+    if not slo.ceilings:
+        raise BadInputError(f"{slo} has no limit that a higher load could break; add one, such as ttft_p95<500ms.")
 
 
 def steady(samples: Sequence[Sample], lead: int) -> list[Sample]:

@@ -47,12 +47,9 @@ def main() -> int:
     runs: dict[str, list[dict[str, float]]] = {client.__name__: [] for client in CLIENTS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if options.real:
-            tokenizer = api.build(Recipe(MODEL, [make("int8")])).path
-            serving = api.serving(str(tokenizer))
-        else:
-            tokenizer = make_tiny_model(folder / "tiny")
-            serving = Fake().serve(tokenizer, Settings(properties=DELAYS))
+        tokenizer = api.build(Recipe(MODEL, [make("int8")])).path if options.real else make_tiny_model(folder / "tiny")
+        fake = Fake().serve(tokenizer, Settings(properties=DELAYS))
+        serving = api.serving(str(tokenizer)) if options.real else fake
         every = texts(options.rounds * options.requests * len(CLIENTS))
         with serving as endpoint:
             ours(endpoint, every[:STREAMS], folder)  # what a first request pays is no client's own

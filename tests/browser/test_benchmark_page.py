@@ -23,7 +23,8 @@ SEEN = "[...document.querySelectorAll('figure svg')].map(s => { const r = s.getB
 
 @cache
 def html(variant: str) -> str:
-    return export.text(*getattr(loads, variant)(), "html")
+    found, samples = getattr(loads, variant)()
+    return export.text(found, samples, "html")
 
 
 def write(variant: str, folder: Path) -> Path:

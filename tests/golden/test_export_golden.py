@@ -29,5 +29,6 @@ def test_search(form: Format, name: str) -> None:
 def test_page(build: object, name: str) -> None:
     assert callable(build)
     outline = Outline()
-    outline.feed(export.text(*build(), "html"))
+    found, samples = build()
+    outline.feed(export.text(found, samples, "html"))
     check(name, "\n".join(outline.lines) + "\n")

@@ -49,6 +49,11 @@ SLO = Slo.parse("ttft_p95<500ms,errors<1%")
 P95 = 1.2798  # exp(0.15 * 1.6449), of the noise
 
 
+def cliff(most: float) -> Callable[[float], float]:
+    """A TTFT that is far from the limit up to a load, and far over it above."""
+    return lambda load: 100 if load <= most else 900
+
+
 def linear(limit_at: float) -> Callable[[float], float]:
     """A TTFT whose true p95 reaches 500 ms at a load."""
     return lambda load: 500 / P95 * (0.3 + 0.7 * load / limit_at)
@@ -72,7 +77,7 @@ def test_the_answer_is_right_over_fifty_seeds_in_few_runs() -> None:
 
 def test_a_cliff_is_found_exactly() -> None:
     for most in (1, 2, 3, 7, 8, 9, 100):
-        measure, asked = server(lambda load, most=most: 100 if load <= most else 900)
+        measure, asked = server(cliff(most))
         found = search(measure, SLO, streams())
         assert (found.best, found.above) == (most, most + 1) if most < 40 else most * 0.95 <= (found.best or 0) <= most
         assert len({load for load, _ in asked}) == len(asked), "no look was needed twice"
@@ -151,7 +156,7 @@ def test_a_floor_on_a_rate_is_judged_at_the_highest_load() -> None:
 
 def test_rates_are_bisected_too_also_below_the_first() -> None:
     for limit in (0.2, 3.0, 41.0):
-        measure, asked = server(lambda rate, limit=limit: 100 if rate <= limit else 900)
+        measure, asked = server(cliff(limit))
         found = search(measure, SLO, rates())
         assert found.best is not None
         assert found.above is not None

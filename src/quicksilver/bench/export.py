@@ -116,8 +116,8 @@ def as_csv(found: Benchmark) -> str:
         row = _flat(speed.model_dump(mode="json"))
         if place < len(found.costs) and (cost := found.costs[place]) is not None:
             row |= _flat(cost.model_dump(mode="json"), "usd")
-        if place < len(found.goodputs) and (met := found.goodputs[place]) is not None:
-            row |= _flat(met.model_dump(mode="json"), "goodput")
+        if found.goodputs:
+            row |= _flat(found.goodputs[place].model_dump(mode="json"), "goodput")
         rows.append(row | {key: _cell(value) for key, value in envelope.items()})
     heads = list(dict.fromkeys(key for row in rows for key in row if key not in envelope)) + list(envelope)
     out = io.StringIO()

@@ -102,7 +102,8 @@ def _metrics(found: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
     if seconds > 0:
         singles["request_throughput"] = ("requests/sec", len(good) / seconds)
         singles["output_token_throughput"] = ("tokens/sec", sum(outputs) / seconds)
-    if found.slo is not None and (met := goodput(samples, found.slo)) is not None:
+    if found.slo is not None:
+        met = goodput(samples, found.slo)
         singles["good_request_count"] = ("requests", met.good)
         if met.requests_per_s is not None:
             singles["goodput"] = ("requests/sec", met.requests_per_s)

@@ -77,8 +77,8 @@ def cards(found: Benchmark) -> list[Card]:
         shown.append(
             Card("ITL p95", f"{number(speed.itl_ms.p95)} ms", f"p50 {number(speed.itl_ms.p50)} ms, {at}", "measured")
         )
-    met = found.goodputs[place] if place < len(found.goodputs) else None
-    if met is not None:
+    if found.goodputs:
+        met = found.goodputs[place]
         shown.append(Card("good requests", f"{100 * met.share.value:.0f} %", share(met), "measured"))
     shown.append(Card("errors", f"{speed.errors:,}", f"of {speed.requests:,} requests, {at}", "measured"))
     cost = found.costs[place] if place < len(found.costs) else None

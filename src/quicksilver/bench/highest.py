@@ -110,7 +110,8 @@ def find_highest(
     """
     loads = loads or streams()
     warm, *every = [*workload.calibration, *workload.search, *workload.evaluation]
-    feed, clock, notes = Feed(every or [warm], repeat_prompts), Clock(on_progress), []
+    feed, clock = Feed(every or [warm], repeat_prompts), Clock(on_progress)
+    notes: list[str] = []
     samples = samples.absolute()
     started_s = cold_start_s(endpoint)
     samples.parent.mkdir(parents=True, exist_ok=True)

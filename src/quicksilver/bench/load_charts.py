@@ -31,13 +31,16 @@ def draw(found: Benchmark, samples: Sequence[Sample]) -> list[Chart]:
 def _search(search: SloSearch) -> Chart | None:
     import altair as alt
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for attempt in search.attempts:
         for finding in attempt.judgement.findings:
             limit = finding.term.limit
             if not limit:
                 continue
             low, high = finding.figure.low, finding.figure.high
+            if finding.term.metric == "errors":
+                # It is judged by what was seen; what that shows for certain would fill the chart.
+                low = high = finding.figure.value
             rows.append(
                 {
                     "load": attempt.load,
@@ -57,7 +60,7 @@ def _search(search: SloSearch) -> Chart | None:
             scale=alt.Scale(type="log", base=2, nice=False, padding=14),
             axis=_ticks(search),
         ),
-        color=_colour("term", terms),
+        color=_colour("term", terms, columns=1),
     )
     y = alt.Y("share:Q", title="share of the limit", axis=alt.Axis(format="%", tickCount=5))
     layers = [
@@ -72,7 +75,7 @@ def _search(search: SloSearch) -> Chart | None:
         best = alt.Chart(alt.Data(values=[{"load": search.best}]))
         layers.append(best.mark_rule(strokeWidth=6, opacity=0.18, color="var(--winner)").encode(x="load:Q"))
     title = "How near each load comes to the limits"
-    words = f"Bars are 95 % intervals; the dashed line is the limit; drawn up to {FARTHEST:.0%} of it."
+    words = f"Bars are 95 % intervals; the dashed line is the limit; drawn up to {FARTHEST:g} times it."
     words += " The broad line is the highest load that surely meets the SLO." if search.best is not None else ""
     described = f"{title}. {search.verdict}"
     chart = alt.layer(*layers, description=described)
@@ -132,7 +135,7 @@ def _lines(
         color=_colour("name", list(dict.fromkeys(row["name"] for row in rows))),
     )
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
-    y = alt.Y("value:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=5, format="~g"))
+    y = alt.Y("value:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=5, format=",.3~r"))
     bars = base.mark_rule(strokeWidth=2, opacity=0.45).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     line, points = (
         base.mark_line(strokeWidth=2).encode(y=y),
@@ -185,9 +188,10 @@ def _waiting(found: Benchmark, samples: Sequence[Sample]) -> Chart | None:
     return charts.finish(chart, HEIGHT, name="waiting", title="Time to first token", text=words, section="loads")
 
 
-def _colour(field: str, names: Sequence[str]) -> Any:
+def _colour(field: str, names: Sequence[str], *, columns: int = 3) -> Any:
     import altair as alt
 
-    legend = alt.Legend(orient="top", title=None, labelColor="var(--ink)", labelFontSize=12, columns=2, labelLimit=260)
+    words = {"labelColor": "var(--ink)", "labelFontSize": 12, "labelLimit": 400, "columnPadding": 28}
+    legend = alt.Legend(orient="top", title=None, columns=columns, symbolOpacity=1, **words) if len(names) > 1 else None
     colours = [COLOURS[n % len(COLOURS)] for n in range(len(names))]
     return alt.Color(f"{field}:N", sort=None, legend=legend, scale=alt.Scale(domain=list(names), range=colours))

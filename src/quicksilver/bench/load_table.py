@@ -38,7 +38,7 @@ def loads_table(found: Benchmark) -> Table:
 def _columns(found: Benchmark, place: int) -> dict[str, str]:
     speed = found.speeds[place]
     cost: Cost | None = found.costs[place] if place < len(found.costs) else None
-    met: Goodput | None = found.goodputs[place] if place < len(found.goodputs) else None
+    met: Goodput | None = found.goodputs[place] if found.goodputs else None
     return {
         "load": load_words(speed),
         "requests": f"{speed.requests:,}",
@@ -76,7 +76,7 @@ def attempts_table(search: SloSearch) -> Table:
         (
             amount(attempt.load, search.unit),
             {"meets": "meets it", "fails": "doesn't", "unsure": "open"}[attempt.judgement.outcome],
-            f"{attempt.judgement.probability:.0%}",
+            f"{100 * attempt.judgement.probability:.0f} %",
             room(attempt.judgement.binding),
             f"{attempt.judged:,} of {attempt.requests:,}",
             share(attempt.goodput),

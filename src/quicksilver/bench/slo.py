@@ -81,11 +81,11 @@ def good(sample: Sample, slo: Slo) -> bool:
     return True
 
 
-def goodput(samples: Sequence[Sample], slo: Slo) -> Goodput | None:
-    """Return the goodput of some Samples under an Slo, warm-up left out; None without any."""
+def goodput(samples: Sequence[Sample], slo: Slo) -> Goodput:
+    """Return the goodput of some Samples under an Slo, warm-up left out; of none it is none of 0 requests."""
     chosen = [s for s in samples if not s.warmup]
     if not chosen:
-        return None
+        return Goodput(good=0, requests=0, share=Figure(value=0.0))
     count = sum(good(s, slo) for s in chosen)
     low, high = wilson(count, len(chosen))
     seconds = _seconds(chosen)
@@ -185,7 +185,7 @@ def _ends(draws: Floats) -> tuple[float | None, float | None]:
 def _margin(term: Term, value: float) -> float:
     """Room as a share of the limit, between -1e6 and 1."""
     if term.limit == 0:
-        return 0.0 if term.holds(value) else -1e6
+        return 1.0 if term.holds(value) else -1e6
     room = 1 - value / term.limit if term.ceiling else value / term.limit - 1
     return max(room, -1e6)
 

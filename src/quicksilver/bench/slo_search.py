@@ -200,7 +200,8 @@ def verdict(found: SloSearch, highest: Attempt | None) -> str:
         return _nothing(found)
     at = amount(highest.load, found.unit)
     if found.best is None:
-        low = next(f for f in highest.judgement.findings if not f.term.ceiling and f.outcome != "meets")
+        floors = [f for f in highest.judgement.findings if not f.term.ceiling]
+        low = next((f for f in floors if f.outcome != "meets"), floors[0])
         less = f"{low.term.name} is {figure(low.figure)} there, and {low.term} is asked for"
         return f"No load meets {found.slo}: {at} is the most that its other limits allow, and {less}."
     text = f"{at} {_verb(highest.load, found.unit, 'meets', 'meet')} {found.slo}: {room(highest.judgement.binding)}."
@@ -208,15 +209,12 @@ def verdict(found: SloSearch, highest: Attempt | None) -> str:
     if over is None:
         return f"{text} It is the most that was tried."
     if over.judgement.outcome == "unsure":
-        share = f"{over.judgement.probability:.0%} of its bootstrap draws do"
-        text += (
-            f" Whether {amount(over.load, found.unit)} would can't be said: {share} ({room(over.judgement.binding)})."
-        )
+        text += f" Whether {amount(over.load, found.unit)} would can't be said: {_open(over.judgement)}."
     else:
         text += f" {amount(over.load, found.unit)} {_verb(over.load, found.unit, 'does', 'do')} not: {room(over.judgement.binding)}."
     if (gap := over.load - highest.load) > 1 and found.unit == "streams" and not found.ended:
         text += f" What is between them, {gap - 1:g} loads, is too near to both to be worth a look."
-    return text + (f" That is {found.sure:.1%} sure." if found.sure is not None else "")
+    return text + (f" That is {100 * found.sure:.1f} % sure." if found.sure is not None else "")
 
 
 def _nothing(found: SloSearch) -> str:
@@ -225,9 +223,17 @@ def _nothing(found: SloSearch) -> str:
     binding = least.judgement.binding
     at = amount(least.load, found.unit)
     if least.judgement.outcome == "unsure":
-        share = f"{least.judgement.probability:.0%} of its bootstrap draws do"
-        return f"Whether even {at} meets {found.slo} can't be said: {share} ({room(binding)})."
+        return f"Whether even {at} meets {found.slo} can't be said: {_open(least.judgement)}."
     return f"Not even {at} meets {found.slo}: {binding.term.name} binds ({room(binding)}); that is the nearest."
+
+
+def _open(judgement: Judgement) -> str:
+    """Why a load is open: the share of draws that keep to the Slo, and the term that is nearest to its limit."""
+    near = next((f for f in judgement.findings if f.outcome == "unsure"), judgement.binding)
+    share = (
+        "" if near.term.metric == "errors" else f"{100 * judgement.probability:.0f} % of its bootstrap draws do, and "
+    )
+    return f"{share}{room(near)}"
 
 
 def room(finding: Finding) -> str:
@@ -237,7 +243,11 @@ def room(finding: Finding) -> str:
         ("under" if finding.margin >= 0 else "over") if term.ceiling else ("over" if finding.margin >= 0 else "under")
     )
     by = (
-        "" if term.limit == 0 else f"{abs(finding.margin):.0%} {side} " if abs(finding.margin) < 100 else f"far {side} "
+        ""
+        if term.limit == 0
+        else f"{100 * abs(finding.margin):.0f} % {side} "
+        if abs(finding.margin) < 100
+        else f"far {side} "
     )
     limit = f"{term.limit:g} {term.unit}"
     more = f"; {finding.remark}" if finding.remark else ""

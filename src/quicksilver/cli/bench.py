@@ -137,8 +137,7 @@ def bench(
         screen.print(_figures(found))
         if found.slo is not None and found.search is None:
             for speed, met in zip(found.speeds, found.goodputs, strict=True):
-                good = share(met) if met is not None else "none"
-                screen.print(f"Good requests under {found.slo} at {load_words(speed)}: {good}")
+                screen.print(f"Good requests under {found.slo} at {load_words(speed)}: {share(met)}")
         if found.cold_start_s is not None:
             screen.print(f"\nFrom process start to the first token: {found.cold_start_s:.2f} s")
         screen.print(f"\nSamples: {found.samples}", soft_wrap=True)

@@ -35,7 +35,7 @@ class Benchmark(Noun):
     )
     samples: Path = Field(description="the raw Samples, JSON Lines")
     slo: Slo | None = Field(None, description="what the load was held to, if to anything")
-    goodputs: tuple[Goodput | None, ...] = Field((), description="under `slo`, one for each speed")
+    goodputs: tuple[Goodput, ...] = Field((), description="under `slo`, one for each speed")
     search: SloSearch | None = Field(
         None, description="how the highest load that meets `slo` was looked for, if it was"
     )

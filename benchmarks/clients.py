@@ -25,6 +25,13 @@ from stamp import stamp
 ROOT = Path(__file__).parents[1]
 REQUESTS = 16
 MODEL = "smollm2-135m-instruct"
+READ_EXPORT = """
+import pathlib, sys
+from aiperf.common.models.export_models import JsonExportData
+found = JsonExportData.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes())
+assert found.schema_version == JsonExportData.SCHEMA_VERSION, found.schema_version
+assert found.inter_token_latency.p50 and found.request_throughput.avg and found.input_config.phases
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ def aiperf(served: Served) -> dict[str, Any]:
     assert found["request_count"]["avg"] == REQUESTS, found["request_count"]
     assert not found["error_summary"], found["error_summary"]
     assert found["usage_completion_tokens"]["avg"] == 32
+    # What we export in AIPerf's form, AIPerf's own model has to take.
+    served.run(served.aiperf / "bin/python", "-c", READ_EXPORT, ROOT / "tests/golden/profile_export_aiperf.json")
     return {"requests": REQUESTS, "errors": 0}
 
 

@@ -115,9 +115,9 @@ def test_aiperf_takes_one_load_and_of_a_search_the_one_that_was_found() -> None:
     found, samples = loads.searched()
     assert found.search is not None
     document = json.loads(export.text(found, samples, "aiperf"))
-    assert document["input_config"]["loadgen"]["concurrency"] == found.search.best
+    assert document["input_config"]["phases"][0]["concurrency"] == found.search.best
     none, samples = loads.searched(slo=Slo.parse("ttft_p95<5ms"))
-    assert json.loads(export.text(none, samples, "aiperf"))["input_config"]["loadgen"]["concurrency"] == 1
+    assert json.loads(export.text(none, samples, "aiperf"))["input_config"]["phases"][0]["concurrency"] == 1
 
 
 def test_aiperf_has_its_own_definitions() -> None:

@@ -22,7 +22,7 @@ from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.sample import Sample
 
 FILE_NAME = "profile_export_aiperf.json"
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 
@@ -46,11 +46,20 @@ def _identity(found: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "benchmark_id": found.hash,
         "input_config": {
-            "endpoint": {"model_names": [found.model], "urls": [found.target], "streaming": True},
-            "loadgen": {"concurrency": concurrency, "request_count": len(samples)},
+            "models": {"items": [{"name": found.model}]},
+            "endpoint": {"urls": [found.target], "type": "chat", "streaming": True},
+            "datasets": [{"name": found.workload, "type": "file", "path": found.workload}],
+            "phases": [
+                {"name": "profiling", "type": "concurrency", "concurrency": concurrency, "requests": len(samples)}
+            ],
+        },
+        "run_info": {
+            "benchmark_id": found.hash,
+            "random_seed": found.settings.get("seed"),
             "cli_command": found.command,
         },
         "was_cancelled": False,
+        "is_complete": True,
         "error_summary": _errors(samples),
         "start_time": begun.isoformat(timespec="seconds"),
         "end_time": ended.isoformat(timespec="seconds"),

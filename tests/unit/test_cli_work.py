@@ -313,7 +313,7 @@ def test_serve_answers_until_ctrl_c(tmp_path: Path, tiny: Path, capsys: pytest.C
     assert run(["build", recipe_file(tmp_path, tiny), "--json"]) == 0
     key = output(capsys)["key"]
     for number in (signal.SIGINT, signal.SIGTERM):
-        with started("serve", key, "--port", "0", "--json") as process:
+        with started("serve", key, "--port", "0", "--json", "--record", "traffic.jsonl", "--record-prompts") as process:
             assert process.stdout is not None
             port = json.loads(process.stdout.readline())["port"]
             health = f"http://127.0.0.1:{port}/health"
@@ -330,6 +330,7 @@ def test_serve_answers_until_ctrl_c(tmp_path: Path, tiny: Path, capsys: pytest.C
             assert process.returncode == 0
             assert out == ""
             assert "Loading as-is of tiny" in err
+            assert "THIS SERVER RECORDS THE PROMPTS OF ALL REQUESTS" in err
             assert "Traceback" not in err
 
 
@@ -347,6 +348,10 @@ def test_serve_says_why_it_can_not(tmp_path: Path, tiny: Path, capsys: pytest.Ca
             (["serve", key, "--port", "0", "--api-key-file", str(tmp_path / "none")], "can't be read: No such file"),
             (["serve", key, "--port", "0", "--api-key-file", str(empty)], "empty has no API key"),
             (["serve", key, "--port", "0", "--request-timeout", "0"], "--request-timeout"),
+            (["serve", key, "--port", "0", "--record-prompts"], "add --record FILE.jsonl"),
+            (["serve", key, "--port", "0", "--record", str(tmp_path)], "can't be written: is a directory"),
+            (["serve", key, "--port", "0", "--record", str(empty)], "something else than recorded traffic"),
+            (["serve", key, "--port", "0", "--record", "a.jsonl", "--record-limit", "0"], "--record-limit"),
             (["serve", "./nowhere"], "There is no artefact at nowhere"),
             (["serve", "nowhere"], "There is no object 'nowhere' in the store"),
         ):

@@ -59,7 +59,7 @@ def recorded(
     folder: Path, tokenizer: Tokenizer, path: Path, limits: Limits | None = None, **kept: Any
 ) -> Iterator[Endpoint]:
     with (
-        closing(Recorder(Recording(path, **kept), "tiny")) as recorder,
+        closing(Recorder(Recording(path, **kept))) as recorder,
         faked(folder, tokenizer, limits, recorder) as endpoint,
     ):
         yield endpoint
@@ -183,9 +183,7 @@ def test_what_ends_early_is_recorded_as_what_it_was(tokenizer: Tokenizer, tmp_pa
     path = tmp_path / "record.jsonl"
     puppet = Puppet()
     limits = Limits(max_streams=1, max_waiting=0)
-    gateway = Gateway(
-        "tiny", limits, recorder=(recorder := Recorder(Recording(path, prompts=True, answers=True), "tiny"))
-    )
+    gateway = Gateway("tiny", limits, recorder=(recorder := Recorder(Recording(path, prompts=True, answers=True))))
     with closing(recorder), running(gateway, lambda: (tokenizer, puppet)) as endpoint:
         puppet.script = [Burst([70, 71])]
         left = open_answer(endpoint, "/completions", {"prompt": "left", "stream": True})
@@ -248,7 +246,7 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
         (tmp_path / "none" / "record.jsonl", "no such file"),
     ):
         with pytest.raises(BadInputError, match=said):
-            Recorder(Recording(wrong), "tiny")
+            Recorder(Recording(wrong))
     assert path.read_text(encoding="utf-8") == "Dear Ada"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
@@ -313,7 +311,7 @@ def test_a_disk_that_hangs_holds_nobody_up(
 
     monkeypatch.setattr(module, "_write_whole", hanging)
     monkeypatch.setattr(module, "MOST_PENDING_BYTES", 3 * module.LINE_BYTES)
-    recorder = Recorder(Recording(path), "tiny")
+    recorder = Recorder(Recording(path))
     with closing(recorder), faked(folder, tokenizer, recorder=recorder) as endpoint:
         for _ in range(6):
             ask(endpoint, "/completions", TEXT)

@@ -340,7 +340,8 @@ class Gateway:
         """Note a request that is over in the record, if there is one; what was wrong with itself is no load."""
         if self._recorder is not None and (failed is None or failed.status >= 429):
             prompts = [request for request, _ in requests]
-            self._recorder.note(asked, prompts, reply, arrived_s=arrived_s, error=failed.code if failed else None)
+            code = failed.code if failed is not None else None
+            self._recorder.note(asked, prompts, reply, model=self.model, arrived_s=arrived_s, error=code)
 
     def _choices(
         self, requests: Sequence[tuple[Request, str]], asked: Sampling, tokenizer: Tokenizer, bell: Bell

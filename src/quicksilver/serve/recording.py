@@ -58,6 +58,7 @@ class _Entry:
     arrived_s: float
     ended_s: float
     asked: ChatRequest | CompletionRequest
+    model: str
     prompt_tokens: Sequence[int]
     reply: Reply | None
     error: str | None
@@ -67,10 +68,9 @@ class _Entry:
 class Recorder:
     """Appends requests to a record from a thread of its own: no answer ever waits for a disk."""
 
-    def __init__(self, recording: Recording, model: str) -> None:
+    def __init__(self, recording: Recording) -> None:
         """Open the file, which is made if it isn't there. Raises BadInputError if it can't be written or isn't a record."""
         self.recording = recording
-        self._model = model
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._pending = 0
@@ -92,6 +92,7 @@ class Recorder:
         requests: Sequence[Request],
         reply: Reply | None,
         *,
+        model: str,
         arrived_s: float,
         error: str | None,
     ) -> None:
@@ -103,7 +104,7 @@ class Recorder:
             return
         size = LINE_BYTES + (_characters(asked, reply) if self.recording.prompts else 0)
         lengths = [len(request.prompt) for request in requests]
-        entry = _Entry(arrived_s, time.monotonic(), asked, lengths, reply, error, size)
+        entry = _Entry(arrived_s, time.monotonic(), asked, model, lengths, reply, error, size)
         with self._lock:
             room = self._pending + size <= MOST_PENDING_BYTES
             self._pending += size if room else 0
@@ -178,7 +179,7 @@ class Recorder:
                 time=datetime.fromtimestamp(arrived_s, UTC),
                 arrival_s=round(max(0.0, arrived_s - base_s), 6),
                 api="chat" if chat else "completions",
-                model=self._model,
+                model=entry.model,
                 stream=asked.stream,
                 n=asked.n,
                 max_tokens=limit,

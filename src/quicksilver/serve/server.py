@@ -100,44 +100,42 @@ def serve(
     """
     set_up_logs(log_format)
     predecessor = _predecessor(place)
-    with contextlib.closing(predecessor.listener if predecessor else _bind(place)) as listener:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(predecessor.listener if predecessor else _bind(place)))
         host, port = listener.getsockname()[:2]
         if not place.insecure and not (limits and limits.api_keys) and not _loopback(host):
             raise BadInputError(
                 f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
             )
+        recorder = stack.enter_context(_recorder(recording, say))
         # It takes the longest: nearly all that is needed here is imported while it loads.
-        backend = Backend(engine, artifact, settings, log_format)
+        backend = stack.enter_context(contextlib.closing(Backend(engine, artifact, settings, log_format)))
         print(json.dumps({"port": port}), flush=True)
         # What native libraries print must not end up in a pipe that nobody reads.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        try:
-            import asyncio
+        import asyncio
 
-            from quicksilver.serve.limits import Limits
-            from quicksilver.serve.running import Server
+        from quicksilver.serve.limits import Limits
+        from quicksilver.serve.running import Server
 
-            limits = limits or Limits(max_streams=_checked(settings).max_streams)
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-            name, label = _described(artifact)
-            meanwhile = " The server that is there goes on until then." if predecessor else ""
-            say(f"Loading {label}; it will answer at {url} (GET /ready says when).{meanwhile} Ctrl-C ends it.")
-            with _recorder(recording, model or name, say) as recorder:
-                server = Server(backend, artifact, listener, place, limits, model or name, say, recorder)
-                asyncio.run(server.run(predecessor))
-        finally:
-            backend.close()
+        limits = limits or Limits(max_streams=_checked(settings).max_streams)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        name, label = _described(artifact)
+        meanwhile = " The server that is there goes on until then." if predecessor else ""
+        say(f"Loading {label}; it will answer at {url} (GET /ready says when).{meanwhile} Ctrl-C ends it.")
+        server = Server(backend, artifact, listener, place, limits, model or name, say, recorder)
+        asyncio.run(server.run(predecessor))
 
 
 @contextlib.contextmanager
-def _recorder(recording: Recording | None, model: str, say: Callable[[str], None]) -> Iterator[Recorder | None]:
+def _recorder(recording: Recording | None, say: Callable[[str], None]) -> Iterator[Recorder | None]:
     """Record traffic while the block runs, and say so."""
     if recording is None:
         yield None
         return
     from quicksilver.serve.recording import Recorder
 
-    with contextlib.closing(Recorder(recording, model)) as recorder:
+    with contextlib.closing(Recorder(recording)) as recorder:
         # What is kept of people is said whatever the log's style, and whoever listens.
         (log.warning if recording.prompts else say)(f"{recording.notice} It goes to {recording.path}.")
         yield recorder

@@ -19,6 +19,7 @@ from quicksilver.engines.openvino.lookup import (
     Ints,
     Lookup,
     Pace,
+    Record,
     Shape,
 )
 
@@ -114,27 +115,48 @@ def test_steps_have_room_for_what_was_chosen(
         assert size % GRAIN == 0 or size == streams
 
 
-def test_a_shape_is_kept_until_keeping_it_costs_as_much_as_a_new_one() -> None:
-    shape, pace = Shape(), Linear(10, 0.5, new=9)
+@pytest.mark.parametrize("new", [3.0, 9.0, 25.0])
+def test_a_shape_is_kept_until_keeping_it_has_cost_more_than_changes(new: float) -> None:
+    shape, pace = Shape(), Linear(10, 0.5, new=new)
     sure: list[list[float]] = [[0.9] * 8, [0.9] * 8]
     shape.choose(sure, pace, 99)
     assert shape.step(2, 18) == (6, True)
-    news = []
-    for _ in range(8):  # nothing to guess any more: each step of 24 tokens costs 11 ms more than one of 2
+    lost = 0.0
+    for _ in range(20):  # nothing to guess any more: each step of 24 tokens costs 11 ms more than one of 2
+        lost += 11
         assert sum(shape.choose([[], []], pace, 99)) == 0
-        news.append(shape.step(2, 2))
-    assert news == [(0, True), *[(0, False)] * 7]
+        assert shape.step(2, 2) == ((22, False) if lost <= Shape.FEWER * new else (0, lost <= Shape.FEWER * new + 11))
     shape.leave()
     assert shape.step(2, 2) == (0, True)
 
-    shape, pace = Shape(), Linear(10, 0.5, new=25)
-    shape.choose(sure, pace, 99)
-    shape.step(2, 18)
-    news = []
-    for _ in range(4):
-        shape.choose([[], []], pace, 99)
-        news.append(shape.step(2, 2))
-    assert news == [(22, False), (22, False), (0, True), (0, False)]
+
+def test_more_guesses_take_more_to_be_taken_than_fewer() -> None:
+    def steps(before: list[list[float]], after: list[list[float]]) -> int:
+        shape, pace = Shape(), Linear(10, 0.5, new=20)
+        shape.choose(before, pace, 99)
+        shape.step(1, 1 + len(before[0]))
+        for number in range(99):
+            shape.choose(after, pace, 99)
+            if shape.step(1, 1)[1]:
+                return number
+        raise AssertionError("it never changes")
+
+    none: list[list[float]] = [[]]
+    assert steps(none, [[0.9] * 7]) > steps([[0.9] * 7], none) > 1
+
+
+def test_a_sequence_is_judged_by_its_own_record() -> None:
+    quoting, telling = Record(), Record()
+    for _ in range(10):
+        quoting.learn(0.5, right=True)
+        telling.learn(0.5, right=False)
+    assert telling.of([0.5, 0.25])[0] < 0.1
+    assert telling.of([0.5, 0.25])[1] == pytest.approx(telling.of([0.5])[0] / 2)
+    assert quoting.of([0.5]) == [Record.MOST * 0.5]
+    assert Record().of([0.5]) == [0.5]
+    for _ in range(100):  # what was long ago is forgotten
+        telling.learn(0.5, right=True)
+    assert telling.of([0.5])[0] > 0.5
 
 
 def linear(pace: Pace, streams: int) -> tuple[float, float]:

@@ -40,7 +40,7 @@ PRIOR = (
 Measured on 100 answers of SmolLM2-135M-Instruct to HotpotQA questions; what a server sees soon outweighs it.
 """
 PRIOR_WEIGHT = 20.0
-MEMORY = 500.0
+MEMORY = 200.0
 """Guesses of a kind after which older ones begin to be forgotten."""
 
 
@@ -93,6 +93,8 @@ class Confidence:
     def __init__(self, table: SpeculationTable | None = None) -> None:
         self._right = np.array(PRIOR) * PRIOR_WEIGHT
         self._tried = np.full((LONGEST, DEPTH), PRIOR_WEIGHT)
+        self.seen = 0
+        """Guesses that it learnt from."""
         if table is not None and np.shape(table.tried) == self._tried.shape:
             # Its rates, with no more weight than the prior's: what is asked of a server may be other than the workload.
             self._right = PRIOR_WEIGHT * (self._right + table.right) / (self._tried + table.tried)
@@ -108,6 +110,7 @@ class Confidence:
 
     def learn(self, match: int, checked: int, right: int) -> None:
         """Take in a guess of which `checked` tokens were checked and the first `right` were right."""
+        self.seen += 1
         right_row, tried_row = self._right[match - 1], self._tried[match - 1]
         for index in range(min(right + 1, checked)):
             place = min(index, DEPTH - 1)
@@ -116,6 +119,29 @@ class Confidence:
             if tried_row[place] > MEMORY:
                 tried_row[place] *= 0.5
                 right_row[place] *= 0.5
+
+
+class Record:
+    """How one sequence's guesses do against what is hoped of guesses: a story isn't an answer that quotes its prompt."""
+
+    WEIGHT = 1.0
+    MOST = 1.3
+    """A sequence's guesses are taken to be right at most so many times as often as others'."""
+    KEPT = 0.98
+    """What each guess leaves of the weight of those before it."""
+
+    def __init__(self) -> None:
+        self._right = self._hoped = 0.0
+
+    def of(self, chances: Sequence[float]) -> list[float]:
+        """Return the chances of a guess's tokens (those of `Confidence.of`) as this sequence has fared."""
+        factor = min(self.MOST, (self._right + self.WEIGHT) / (self._hoped + self.WEIGHT))
+        return [factor * chance for chance in chances]
+
+    def learn(self, hoped: float, *, right: bool) -> None:
+        """Take in whether a guess's first token was right, and how likely `Confidence` had it."""
+        self._right = self.KEPT * self._right + right
+        self._hoped = self.KEPT * self._hoped + hoped
 
 
 class Pace:
@@ -228,8 +254,12 @@ class Shape:
     """Chooses how many guessed tokens a step takes, and keeps the shape of steps as long as another doesn't pay.
 
     A new shape costs about as much as guessing gains. So what is lost by keeping the present one is added up, and it
-    changes when that exceeds the cost of the change (renting or buying skis; Karlin, Manasse, Rudolph and Sleator 1988).
+    changes when that exceeds the cost of the change FEWER or MORE times, as the new one has fewer or more guesses (renting or
+    buying skis; Karlin, Manasse, Rudolph and Sleator 1988, where once is enough). A change is soon undone, and what more
+    guesses are hoped to gain is the most of several estimates, so too much more often than too little.
     """
+
+    FEWER, MORE = 2.0, 6.0
 
     def __init__(self) -> None:
         self._streams = self._extra = self._wanted = 0
@@ -262,7 +292,8 @@ class Shape:
             for size, gain in zip(sizes.tolist(), gains.tolist(), strict=True):
                 self._lost[size] = max(0.0, self._lost[size] + gain)
             self._wanted = max(sizes.tolist(), key=self._lost.__getitem__)
-            if self._lost[self._wanted] <= pace.new_ms:
+            patience = self.MORE if self._wanted > self._extra else self.FEWER
+            if self._lost[self._wanted] <= patience * pace.new_ms:
                 self._wanted = self._extra
         taken = [0] * streams
         for _, number, index in order[: self._wanted]:

@@ -19,7 +19,7 @@ from quicksilver.engines.grammar import Grammars
 from quicksilver.engines.openvino.blocks import Blocks
 from quicksilver.engines.openvino.files import cache_bytes, context_of, eos_of, properties_of, speculation_table
 from quicksilver.engines.openvino.graph import AbortedError, Graph, Work
-from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, Shape
+from quicksilver.engines.openvino.lookup import LONGEST, Confidence, Guess, Lookup, Pace, Record, Shape
 from quicksilver.engines.openvino.sampling import Sampler, best, log_normaliser
 from quicksilver.nouns.engine import Burst, Decoder, DecoderStats, Request
 from quicksilver.nouns.settings import Settings
@@ -40,6 +40,9 @@ class _Sequence:
     speculates: int
     """Guessed tokens that it takes in a step, at most."""
     lookup: Lookup | None = None
+    found: Guess | None = None
+    """What was found to follow its last token, whether or not that is checked in the step at hand."""
+    record: Record = field(default_factory=Record)
     computed: int = 0
     """Tokens whose keys and values are in the cache."""
     blocks: list[int] = field(default_factory=list)
@@ -247,23 +250,21 @@ class PagedDecoder(Decoder):
             self._shape.leave()
         if speculation is None or not decoding or not self._pace.knows:
             return {}
-        found: dict[int, Guess] = {}
+        chances: list[list[float]] = []
         for sequence in decoding:
             if sequence.lookup is None and sequence.speculates:
                 sequence.lookup = Lookup(sequence.tokens, self._longest)
             most = min(sequence.speculates, sequence.request.max_tokens - sequence.generated - 1)
-            guess = sequence.lookup.guess(most) if sequence.lookup is not None else None
-            if guess is not None:
-                found[sequence.number] = guess
-        chances = [self._confidence.of(found[s.number]) if s.number in found else [] for s in decoding]
+            found = sequence.found = sequence.lookup.guess(most) if sequence.lookup is not None else None
+            chances.append([] if found is None else sequence.record.of(self._confidence.of(found)))
         room = max(0, self._settings.max_batched_tokens - len(decoding))
         if len(decoding) < len(self._running):
             room //= 2  # a prompt that is being read gets on, too
         taken = self._shape.choose(chances, self._pace, room, least=0 if speculation.adapts else room)
         return {
-            sequence.number: Guess(found[sequence.number].tokens[:length], found[sequence.number].match)
+            sequence.number: Guess(sequence.found.tokens[:length], sequence.found.match)
             for sequence, length in zip(decoding, taken, strict=True)
-            if length
+            if length and sequence.found is not None
         }
 
     def _reach(self, sequence: _Sequence, length: int) -> bool:
@@ -349,9 +350,8 @@ class PagedDecoder(Decoder):
             right += 1
         if burst.finish is None and sequence.generated >= request.max_tokens:
             burst.finish = "length"
+        self._learn(sequence, burst, guess, right)
         if guess is not None:
-            checked = len(guess.tokens) if burst.finish is None else right
-            self._confidence.learn(guess.match, checked, right)
             self.drafted += len(guess.tokens)
             self.accepted += right
         sequence.tokens += burst.tokens
@@ -362,6 +362,20 @@ class PagedDecoder(Decoder):
         elif sequence.lookup is not None:
             sequence.lookup.extend(burst.tokens)
         sequence.deliver(burst)
+
+    def _learn(self, sequence: _Sequence, burst: Burst, guess: Guess | None, right: int) -> None:
+        """Take in how what was found did. Where no guess was checked, the token that came says the same of its first."""
+        found, sequence.found = sequence.found, None
+        if found is None or not burst.tokens:
+            return
+        first = found.tokens[0] == burst.tokens[0]
+        hoped = self._confidence.of(Guess(found.tokens[:1], found.match))[0]
+        sequence.record.learn(hoped, right=first)
+        if guess is None:
+            self._confidence.learn(found.match, 1, int(first))
+        else:
+            checked = len(guess.tokens) if burst.finish is None else right
+            self._confidence.learn(guess.match, checked, right)
 
     def _note(self, sequence: _Sequence) -> None:
         """Note the blocks that became full, for prompts that begin alike."""

@@ -112,7 +112,7 @@ def test_a_table_decides_from_the_first_step_on(artifact: Path, tmp_path: Path, 
         assert (decoder.drafted > 0) == pays
         assert len(heard.tokens) == 4
         # What wasn't worth checking is held against what came all the same.
-        assert decoder._confidence.seen >= 3
+        assert decoder._confidence.seen > 0
 
 
 @pytest.mark.parametrize("speculate", [0, None])

@@ -10,17 +10,27 @@ from typing import Any
 from quicksilver.hardware import detect
 
 
-def stamp() -> dict[str, Any]:
-    """Return the commit (with + when files differ from it), the time and the machine."""
-    here = Path(__file__).parent
+def _commit() -> str:
+    """Return the commit, with + when files of the package differ from it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True
+        )
+        return done.stdout.strip()
 
-    changed = "+" if git("status", "--porcelain", "--", "../src") else ""
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../src") else "")
+
+
+COMMIT = _commit()
+"""As the benchmark begins: what is committed while it runs isn't what it measures."""
+
+
+def stamp() -> dict[str, Any]:
+    """Return the commit, the time and the machine."""
     machine = detect()
     return {
-        "commit": git("rev-parse", "--short", "HEAD") + changed,
+        "commit": COMMIT,
         "time": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": f"{machine.cores} cores of {machine.cpu} ({', '.join(machine.isa)}), {machine.memory_gb:.0f} GB",
     }

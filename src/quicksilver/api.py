@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -16,6 +18,7 @@ from quicksilver.errors import BadInputError, unknown
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.certificate import Certificate
+from quicksilver.nouns.comparison import Comparison
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
@@ -79,6 +82,11 @@ def optimize(
     workload: str | Path = "hotpotqa",
     goal: str = "cost",
     max_quality_loss: float = 1.0,
+    max_task_loss: float | None = None,
+    metric: str | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_key_env: str | None = None,
     ttft_p95_ms: float | None = None,
     itl_p95_ms: float | None = None,
     memory_mb: float | None = None,
@@ -100,11 +108,14 @@ def optimize(
 ) -> Optimization:
     """Find, prove and build the best way to serve a model on this machine.
 
-    The same call again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
+    `metric` scores answers: a name such as f1, `regex:PATTERN`, or `path/to/file.py:function`; `judge` is the URL of a model that compares
+    them. The same call again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
     """
     from quicksilver import engines
-    from quicksilver.bench import report
+    from quicksilver.bench import metrics, report
+    from quicksilver.bench.judge import Judge
     from quicksilver.bench.price import price as make_price
+    from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
     from quicksilver.search.optimize import optimize as carry_out
     from quicksilver.search.outcome import keep_artifact
@@ -121,22 +132,21 @@ def optimize(
         raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
     model, workload = str(model), str(workload)
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    try:
-        wanted = Goal(
-            metric=cast("GoalName", goal),
-            max_quality_loss=max_quality_loss,
-            ttft_p95_ms=ttft_p95_ms,
-            itl_p95_ms=itl_p95_ms,
-            memory_mb=memory_mb,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInputError(f"{first['loc'][0]} can't be {first['input']!r}: {first['msg']}.") from error
+    wanted = _goal(
+        metric=goal,
+        max_quality_loss=max_quality_loss,
+        max_task_loss=max_task_loss,
+        ttft_p95_ms=ttft_p95_ms,
+        itl_p95_ms=itl_p95_ms,
+        memory_mb=memory_mb,
+    )
     tell = progress or _silent
     tell(Event("prepare", f"model {model}"))
     found = models.resolve(model, accept_licence=accept_licence)
     given = [_rebased(r, found, engine, accept_licence=accept_licence) for r in recipes] if recipes else None
     load = _workload(workload, prompts, seed, streams)
+    scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
+    judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
     inputs = {
         "model": found.fingerprint,
         "workload": load.hash,
@@ -146,7 +156,9 @@ def optimize(
         "budget": budget_minutes,
     }
     run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell)
-    search = Search(run, found, load, wanted, price, engine, command or _call(model, workload, goal))
+    called = command or _call(model, workload, goal)
+    search = Search(run, found, load, wanted, price, engine, called, metrics=scored_by)
+    search.judge = Judge(judging, run.folder / "verdicts.jsonl") if judging is not None else None
     with run.watching():
         result = carry_out(search, given)
     keep_artifact(search, result)
@@ -237,6 +249,89 @@ def benchmark(
         return run(connect(target, model, api_key_env), {})
     with serving(target) as endpoint:
         return run(endpoint, building.tools(find_artifact(target).engine))
+
+
+def compare(
+    as_is: str,
+    candidate: str,
+    workload: str | Path = "hotpotqa",
+    *,
+    prompts: int | None = None,
+    max_quality_loss: float = 1.0,
+    max_task_loss: float | None = None,
+    metric: str | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_key_env: str | None = None,
+    streams: int = 4,
+    models: tuple[str | None, str | None] = (None, None),
+    api_key_env: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Hold a candidate against the model as it is, by the quality gate and without a search.
+
+    Both are the URL of a server, an artefact, a run's winner or a key of the store; `models` are their names on servers that have several.
+    Raises QuicksilverError, one clear sentence.
+    """
+    from quicksilver.bench import metrics
+    from quicksilver.bench.judge import Judge
+    from quicksilver.bench.versus import Versus
+    from quicksilver.engines.remote import connect
+
+    begun = time.monotonic()
+    goal = _goal(max_quality_loss=max_quality_loss, max_task_loss=max_task_loss)
+    load = _workload(str(workload), prompts, seed, None)
+    if streams < 1 or not load.evaluation:
+        raise BadInputError("A comparison needs at least one stream and one prompt.")
+    scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
+    folder = out or Path("runs") / "compare" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
+    tell = progress or _silent
+    # What is wrong with either is better known before the first has been read.
+    opened = [_opened(target, name, api_key_env) for target, name in zip((as_is, candidate), models, strict=True)]
+    versus = Versus(
+        load,
+        goal,
+        scored_by,
+        folder,
+        streams=streams,
+        judge=Judge(judging, folder / "verdicts.jsonl") if judging is not None else None,
+        on_progress=lambda what, done, total: tell(Event("compare", what, done, total)),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return Comparison(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command or f"quicksilver.api.compare({as_is!r}, {candidate!r}, {str(workload)!r})",
+        as_is=as_is,
+        candidate=candidate,
+        workload=load.name,
+        goal=goal,
+        quality=versus.compare(*opened),
+        remarks=tuple(versus.remarks),
+        seconds=round(time.monotonic() - begun, 1),
+    )
+
+
+def _opened(target: str, model: str | None, api_key_env: str | None) -> AbstractContextManager[Endpoint]:
+    """Return what serves a target while it is open, or the server that runs already. Raises as `connect` and `find_artifact` do."""
+    from quicksilver.engines.remote import connect
+
+    if target.startswith(("http://", "https://")):
+        return nullcontext(connect(target, model, api_key_env))
+    find_artifact(target)
+    return serving(target)
+
+
+def _goal(**limits: Any) -> Goal:
+    """Make a goal. Raises BadInputError."""
+    try:
+        return Goal(**limits)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(f"{first['loc'][0]} can't be {first['input']!r}: {first['msg']}.") from error
 
 
 def certify(

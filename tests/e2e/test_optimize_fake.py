@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quicksilver import api
-from quicksilver.errors import BadInputError
-from quicksilver.nouns import Recipe
+from quicksilver.bench import quality
+from quicksilver.errors import BadInputError, QuicksilverError
+from quicksilver.nouns import Endpoint, Prompt, Recipe
 from quicksilver.search.events import Event
 from quicksilver.search.run import ROUNDS
 from quicksilver.techniques import make
@@ -170,3 +173,73 @@ def test_a_search_that_was_killed_goes_on_where_it_was(model: Path, workload: Pa
     again = optimize(model, workload, runs, max_quality_loss=1000, recipes=two(model))
     assert again.folder != folder
     assert all(c.build_s in (0.0, None) for c in again.result.candidates)
+
+
+def test_what_was_read_is_kept_and_read_on(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))
+    read: list[str] = []
+    evaluate = quality.evaluate_texts
+
+    def watched(endpoint: Endpoint, prompts: Sequence[Prompt], **settings: Any) -> list[quality.PromptLogprobs]:
+        read.extend(prompt.id for prompt in prompts)
+        return evaluate(endpoint, prompts, **settings)
+
+    monkeypatch.setattr(quality, "evaluate_texts", watched)
+    found = optimize(model, workload, tmp_path / "one", max_quality_loss=1000, recipes=two(model)[:1])
+    as_is, first = read[:24], read[24:]
+    assert len(set(as_is)) == 24, "the as-is model is read on the whole evaluation split"
+    assert len(first) == 8, "a clear case is decided by the first look"
+    int8 = next(c for c in found.result.candidates if not c.baseline)
+    lost = int8.score.quality
+    assert lost is not None and lost.judgement is not None and lost.loss_percent is not None
+    assert lost.judgement.outcome == "passes"
+    assert lost.own_loss_percent is not None and lost.own_kl is not None and lost.kl is not None
+    read.clear()
+    # A limit that is the loss itself can't be decided by the prompts that it was taken of.
+    limit = lost.loss_percent.value
+    again = optimize(model, workload, tmp_path / "two", max_quality_loss=limit, recipes=two(model)[:1])
+    assert read and len(set(read)) == len(read) and not set(read) & set(first), "only what is new is read"
+    assert set(read) <= set(as_is)
+    judged = next(c for c in again.result.candidates if not c.baseline).score.quality
+    assert judged is not None and judged.judgement is not None
+    assert judged.judgement.prompts == 8 + len(read)
+    if judged.judgement.outcome == "undecided":
+        assert again.result.best == "as-is"
+        assert "would decide" in next(c for c in again.result.candidates if not c.baseline).reason
+
+
+def test_a_metric_that_fails_late_costs_no_measurement(model: Path, workload: Path, tmp_path: Path) -> None:
+    score = tmp_path / "score.py"
+    # It takes the first answer, with which it is tried, and throws at what the model says.
+    score.write_text("def rate(answer, references):\n    return 1 / (answer in references)\n", encoding="utf-8")
+    settings = {"metric": f"{score}:rate", "recipes": two(model), "max_quality_loss": 1000}
+    with pytest.raises(
+        BadInputError, match=r"score.py:rate failed .*ZeroDivisionError.* is kept in .*: once that is"
+    ) as caught:
+        optimize(model, workload, tmp_path / "runs", **settings)
+    assert "\n" not in str(caught.value)
+    (folder,) = (tmp_path / "runs").iterdir()
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "samples").glob("*-r*.jsonl")}
+    assert kept
+    score.write_text("def rate(answer, references):\n    return len(answer)\n", encoding="utf-8")
+    found = optimize(model, workload, tmp_path / "runs", **settings)
+    assert found.folder == folder
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    best = found.best
+    assert best is not None and best.score.quality is not None
+    assert next(iter(best.score.quality.task)) == "rate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"metric": "f2"}, "did you mean 'f1'"), ({"metric": "code_tests"}, "has no tests"),
+     ({"judge": "http://127.0.0.1:9/v1"}, "No HTTP answer came from http://127.0.0.1:9")],
+)  # fmt: skip
+def test_a_metric_or_a_judge_that_cannot_be_is_told_before_anything_is_built(
+    changes: dict[str, object], said: str, model: Path, workload: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(QuicksilverError, match=said):
+        optimize(model, workload, tmp_path / "runs", **changes)
+    assert not (tmp_path / "runs").exists()

@@ -265,7 +265,7 @@ def test_optimize_hands_its_options_on(
     line = (
         f"m --workload w --goal latency --max-quality-loss 2 --ttft-p95 300 --itl-p95 20 --memory 2GB --engine fake --recipe {file} "
         "--streams 8,1 --budget 3 --prompts 40 --price-per-hour 1.5 --instance i --discount 0.2 --input-output-ratio 4 "
-        "--accept-licence --seed 7 --runs r --id name"
+        "--accept-licence --seed 7 --runs r --id name --max-task-loss 5 --metric f1 --judge http://j/v1 --judge-model jm --judge-key-env KEY"
     )
     with pytest.raises(Seen):
         run(["optimize", *line.split()])
@@ -275,7 +275,8 @@ def test_optimize_hands_its_options_on(
         "model": "m", "workload": "w", "goal": "latency", "max_quality_loss": 2.0, "ttft_p95_ms": 300.0, "itl_p95_ms": 20.0,
         "memory_mb": 2000.0, "engine": "fake", "streams": (1, 8), "budget_minutes": 3.0, "prompts": 40, "price_per_hour": 1.5,
         "instance": "i", "discount": 0.2, "input_output_ratio": 4.0, "accept_licence": True, "seed": 7, "runs": Path("r"),
-        "run_id": "name", "command": f"quicksilver optimize {line}",
+        "run_id": "name", "command": f"quicksilver optimize {line}", "max_task_loss": 5.0, "metric": "f1", "judge": "http://j/v1",
+        "judge_model": "jm", "judge_key_env": "KEY",
     }  # fmt: skip
 
 

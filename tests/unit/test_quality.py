@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import Exchange, serving, words
 
-from quicksilver.bench import text_metrics
+from quicksilver.bench import divergence, text_metrics
 from quicksilver.bench.quality import (
     Evaluation,
     PromptLogprobs,
@@ -24,6 +24,7 @@ from quicksilver.bench.quality import (
     perplexity,
     prompt_logprobs,
     read_logprobs,
+    score,
     tokenize,
     write_logprobs,
 )
@@ -323,3 +324,64 @@ def test_logprobs_are_kept_as_they_are(tmp_path: Path) -> None:
         read_logprobs(path)
     with pytest.raises(BadInputError, match="can't be read"):
         read_logprobs(tmp_path / "none")
+
+
+def test_the_as_is_models_own_answers_are_apart_from_the_text(tmp_path: Path) -> None:
+    base = [
+        PromptLogprobs("a", [1, 2, 3, 4], [None, -1.0, -2.0, -0.1], own=2),
+        PromptLogprobs("b", [1, 2, 3], [None, -1.0, -0.2], own=1),
+    ]
+    ours = [
+        PromptLogprobs("a", [1, 2, 3, 4], [None, -1.0, -2.5, -0.6], own=2),
+        PromptLogprobs("b", [1, 2, 3], [None, -1.0, -0.7], own=1),
+    ]
+    found = compare(Evaluation(ours), Evaluation(base))
+    assert perplexity(base) == pytest.approx((math.e, 2))
+    assert found.loss_percent is not None and found.loss_percent.value == 0
+    assert found.own_loss_percent is not None and found.own_loss_percent.value == pytest.approx(100 * math.expm1(0.5))
+    plain = [PromptLogprobs("a", [1, 2], [None, -1.1]), PromptLogprobs("b", [1, 2], [None, -1.1])]
+    without = compare(Evaluation(plain), Evaluation(base))
+    assert without.own_loss_percent is None and without.loss_percent is not None
+    items = [PromptLogprobs("a", [1, 2], [None, -1.0], 1, {1: {2: -1.0, 7: -2.0}})]
+    write_logprobs(tmp_path / "kept.jsonl", items)
+    assert read_logprobs(tmp_path / "kept.jsonl") == items
+
+
+def test_likeliest_tokens_are_asked_for_with_an_answer_and_only_then() -> None:
+    def told(exchange: Exchange) -> None:
+        body = exchange.body
+        if body["logprobs"] > 1 and body["prompt"][0] == 13:
+            exchange.answer(400, {"error": "logprobs is 1 at the most"})
+            return
+        ids = body["prompt"]
+        tops = [None, *({f"token_id:{t}": -1.0, "token_id:99": -1.5} for t in ids[1:]), None]
+        values = [None, *(-1.0 for _ in ids[1:]), -0.5]
+        exchange.answer(200, {"choices": [{"text": "", "logprobs": {"token_logprobs": values, "top_logprobs": tops}}]})
+
+    with serving(v1_completions=told) as server:
+        endpoint = Endpoint(url=server.url, model="m")
+        found = score(endpoint, "p", list(range(10)), [20, 21])
+        assert score(endpoint, "p", [1, 2]).likeliest == {}
+        refused = score(endpoint, "p", [13, 2], [3])
+        wanted = [body["logprobs"] for body in server.bodies("/v1/completions")]
+    assert found.likeliest == {place: {token: -1.0, 99: -1.5} for place, token in ((8, 8), (10, 20), (11, 21))}
+    assert (found.own, found.tokens[-2:]) == (2, [20, 21])
+    assert wanted == [10, 1, 10, 1]
+    assert refused.likeliest == {} and refused.logprobs == [None, -1.0, -1.0]
+
+
+chances = st.lists(st.floats(0.01, 1), min_size=4, max_size=4)
+
+
+@given(chances, chances, st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3)))
+def test_what_is_known_of_a_divergence_is_never_more_than_it_is(
+    p: list[float], q: list[float], theirs: set[int], ours: set[int]
+) -> None:
+    p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+    exact = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    every = range(4)
+    known = divergence.at_least({t: math.log(q[t]) for t in ours}, {t: math.log(p[t]) for t in theirs})
+    assert -1e-12 <= known <= exact + 1e-9
+    assert divergence.at_least({t: math.log(q[t]) for t in every}, {t: math.log(p[t]) for t in every}) == pytest.approx(
+        exact, abs=1e-9
+    )

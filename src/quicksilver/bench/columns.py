@@ -135,11 +135,13 @@ def _quality(goal: Goal, candidate: Candidate) -> Cell:
     loss = findings.loss(candidate)
     if loss is None:
         return Cell()
+    judged = candidate.score.quality.judgement if candidate.score.quality is not None else None
     return Cell(
         findings.percent(loss.value),
         "" if candidate.baseline else findings.interval(loss, findings.percent),
+        judged.outcome if judged is not None else "",
         predicted=loss.source == "predicted",
-        over=loss.value > goal.max_quality_loss,
+        over=loss.value > goal.max_quality_loss if judged is None else judged.outcome != "passes",
         value=loss.value,
     )
 
@@ -179,13 +181,18 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
     """The heads and rows of a table of all that was measured of quality; empty if nothing was."""
     having = [(c.label, c.score.quality) for c in findings.measured(result) if c.score.quality is not None]
     tasks = list(dict.fromkeys(name for _, quality in having for name in quality.task))
-    heads = ["perplexity", "divergence, nats", "same answers, %", "same start, %", *tasks, "task loss, %", "tokens"]
+    heads = ["gate", "perplexity", "KL, nats", "divergence, nats", "loss on own answers, %", "KL there, nats", "same answers, %",
+             "same start, %", *tasks, "task loss, %", "tokens"]  # fmt: skip
     rows = [
         (
             label,
             [
+                Cell() if quality.judgement is None else Cell(quality.judgement.outcome, quality.judgement.reason),
                 Cell() if quality.perplexity is None else Cell(f"{quality.perplexity:.2f}"),
+                _ranged(quality.kl, findings.number),
                 Cell(findings.number(quality.divergence)),
+                _ranged(quality.own_loss_percent),
+                _ranged(quality.own_kl, findings.number),
                 _share(quality.agreement),
                 _share(quality.common_prefix),
                 *(_ranged(quality.task.get(name)) for name in tasks),
@@ -216,9 +223,7 @@ def _share(share: float | None) -> Cell:
     return Cell() if share is None else Cell(f"{100 * share:.0f}")
 
 
-def _ranged(figure: Figure | None) -> Cell:
+def _ranged(figure: Figure | None, form: Callable[[float], str] = "{:.2f}".format) -> Cell:
     if figure is None:
         return Cell()
-    return Cell(
-        f"{figure.value:.2f}", findings.interval(figure, "{:.2f}".format), predicted=figure.source == "predicted"
-    )
+    return Cell(form(figure.value), findings.interval(figure, form), predicted=figure.source == "predicted")

@@ -152,6 +152,8 @@ def ratio(result: Result, candidate: Candidate, concurrency: int) -> Figure | No
 def limits(goal: Goal) -> list[str]:
     """The limits of a goal, in words."""
     found = [f"quality loss at most {goal.max_quality_loss:g} %"]
+    if goal.max_task_loss is not None:
+        found.append(f"task loss at most {goal.max_task_loss:g} %")
     if goal.ttft_p95_ms is not None:
         found.append(f"TTFT p95 at most {number(goal.ttft_p95_ms)} ms")
     if goal.itl_p95_ms is not None:

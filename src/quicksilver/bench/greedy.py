@@ -18,6 +18,8 @@ from quicksilver.nouns.workload import Prompt
 
 MOST_TOP = 20
 """Likeliest tokens that the API gives at most."""
+OWN_PROMPTS, OWN_TOKENS = 16, 64
+"""Prompts that a model's own answers are taken of, and tokens of each."""
 COUNTERS = {"guessed": "spec_decode_num_draft_tokens", "accepted": "spec_decode_num_accepted_tokens"}
 """Where a server's metrics, under vLLM's names, tell what it did."""
 
@@ -55,6 +57,19 @@ def outputs(
     finally:
         # Whoever gives up ends the server next, and with it what is still under way.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def own_answers(
+    endpoint: Endpoint, prompts: Sequence[Prompt], *, streams: int, max_tokens: int
+) -> dict[str, list[int]]:
+    """Return the first OWN_TOKENS tokens of a model's greedy answers, by prompt id, for others to be scored on. Raises as `outputs`."""
+    # One token less than an answer may have, since scoring it asks for one more.
+    most = {p.id: min(OWN_TOKENS, (p.max_tokens or max_tokens) - 1) for p in prompts}
+    asked = [p.model_copy(update={"max_tokens": most[p.id]}) for p in prompts if most[p.id] > 0]
+    if not asked:
+        return {}
+    found = outputs(endpoint, asked, streams=streams, max_tokens=OWN_TOKENS, eos=frozenset())
+    return {answer.prompt_id: [token for token in answer.tokens if token != END] for answer in found}
 
 
 def likeliest(

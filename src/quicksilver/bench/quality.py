@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from quicksilver.bench import divergence, gate, metrics
 from quicksilver.bench.load import run_load
 from quicksilver.bench.stats import bootstrap_sums, interval, mean_figure
-from quicksilver.bench.text_metrics import METRICS, common_prefix
+from quicksilver.bench.text_metrics import common_prefix
 from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError, EngineError, QuicksilverError
 from quicksilver.nouns.engine import Endpoint
+from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure, Quality
 from quicksilver.nouns.workload import Prompt, Task
-
-EXPONENT_LIMIT = 700.0
-"""exp of more is no float; a perplexity of e^700 says all there is to say."""
 
 
 class UnmeasurableError(QuicksilverError):
@@ -37,6 +36,20 @@ class PromptLogprobs:
     prompt_id: str
     tokens: list[int]
     logprobs: list[float | None]
+    own: int = 0
+    """How many of the last tokens are no text of the workload but the as-is model's own greedy answer to it."""
+    likeliest: dict[int, dict[int, float]] = field(default_factory=dict)
+    """Position → token → log-probability, for the likeliest tokens of some positions (quicksilver.bench.divergence)."""
+
+    @property
+    def text(self) -> slice:
+        """Where the workload's own text is; the first token has nothing before it."""
+        return slice(1, len(self.tokens) - self.own)
+
+    @property
+    def answer(self) -> slice:
+        """Where the as-is model's own answer is."""
+        return slice(max(1, len(self.tokens) - self.own), len(self.tokens))
 
 
 @dataclass(slots=True)
@@ -45,6 +58,8 @@ class Evaluation:
 
     logprobs: Sequence[PromptLogprobs] = field(default_factory=list)
     answers: Sequence[Sample] = field(default_factory=list)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Task metric → prompt id → score of the answer; without it `compare` scores answers by the references."""
 
 
 def tokenize(endpoint: Endpoint, prompt: Prompt, *, timeout_s: float = 60.0) -> list[int]:
@@ -72,18 +87,46 @@ def prompt_logprobs(endpoint: Endpoint, token_ids: Sequence[int], *, timeout_s: 
 
     POST /completions with `echo` and `logprobs`, as the OpenAI API had it. Raises UnmeasurableError if the server can't.
     """
+    return _echo(endpoint, token_ids, {"logprobs": 1}, timeout_s)[0]
+
+
+def score(
+    endpoint: Endpoint, prompt_id: str, text: Sequence[int], own: Sequence[int] = (), *, timeout_s: float = 600.0
+) -> PromptLogprobs:
+    """Return the log-probabilities of a prompt's text and of the as-is model's own answer after it, by one request.
+
+    With an answer the likeliest tokens are asked for, too, for the sake of the divergence; a server that doesn't tell
+    them is asked again without. Raises as prompt_logprobs does.
+    """
+    tokens = [*text, *own]
+    if not own:
+        return PromptLogprobs(prompt_id, tokens, prompt_logprobs(endpoint, tokens, timeout_s=timeout_s))
+    wanted = {"logprobs": divergence.LIKELIEST, "return_tokens_as_token_ids": True}
+    try:
+        logprobs, told = _echo(endpoint, tokens, wanted, timeout_s)
+        likeliest = divergence.read(told, divergence.places(len(text), len(own)))
+    except UnmeasurableError:
+        logprobs, likeliest = prompt_logprobs(endpoint, tokens, timeout_s=timeout_s), {}
+    return PromptLogprobs(prompt_id, tokens, logprobs, len(own), likeliest)
+
+
+def _echo(
+    endpoint: Endpoint, token_ids: Sequence[int], wanted: Mapping[str, Any], timeout_s: float
+) -> tuple[list[float | None], Any]:
+    """Return the log-probabilities of a prompt's tokens, and what the server tells of the likeliest ones, as it is."""
     body = {
         "model": endpoint.model,
         "prompt": list(token_ids),
         "max_tokens": 1,
         "temperature": 0,
         "echo": True,
-        "logprobs": 1,
+        **wanted,
     }
     what = "give the log-probabilities of a prompt (echo with logprobs)"
     answer = _post(f"{endpoint.url.rstrip('/')}/completions", body, endpoint, what, timeout_s)
     try:
-        values = answer["choices"][0]["logprobs"]["token_logprobs"]
+        told = answer["choices"][0]["logprobs"]
+        values = told["token_logprobs"]
         # A server that ignores `echo` gives the one generated token only.
         if len(values) < len(token_ids):
             raise UnmeasurableError(f"{endpoint.url} can't {what}: it gave {len(values)} for {len(token_ids)} tokens.")
@@ -93,7 +136,7 @@ def prompt_logprobs(endpoint: Endpoint, token_ids: Sequence[int], *, timeout_s: 
     if any(value is not None and not (math.isfinite(value) and value <= 1e-6) for value in known):
         raise EngineError(f"{endpoint.url} gave a log-probability of a prompt that is none: the model is broken there.")
     # The first has nothing before it; some engines fill it with a number that means nothing.
-    return [None, *known] if token_ids else []
+    return [None, *known] if token_ids else [], told.get("top_logprobs")
 
 
 def evaluate_texts(
@@ -101,20 +144,22 @@ def evaluate_texts(
     prompts: Sequence[Prompt],
     *,
     token_ids: Mapping[str, Sequence[int]] | None = None,
+    own: Mapping[str, Sequence[int]] | None = None,
     concurrency: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
     timeout_s: float = 600.0,
 ) -> list[PromptLogprobs]:
-    """Return the log-probabilities of the prompts' own tokens (natural text of the workload, not its answers).
+    """Return the log-probabilities of the prompts' own tokens (natural text of the workload), and of answers to them.
 
-    `token_ids`, by prompt id, saves asking the server for them: the as-is model's can be used for all of its recipes.
+    `token_ids`, by prompt id, saves asking the server for them: the as-is model's can be used for all of its recipes. So can the
+    token ids of its own greedy answers, `own`, which are scored after their prompts.
     Raises UnmeasurableError, or EngineError for a server that died.
     """
 
     def one(prompt: Prompt) -> PromptLogprobs:
         known = (token_ids or {}).get(prompt.id)
         tokens = list(known) if known is not None else tokenize(endpoint, prompt, timeout_s=timeout_s)
-        return PromptLogprobs(prompt.id, tokens, prompt_logprobs(endpoint, tokens, timeout_s=timeout_s))
+        return score(endpoint, prompt.id, tokens, (own or {}).get(prompt.id, ()), timeout_s=timeout_s)
 
     results = []
     pool = ThreadPoolExecutor(max_workers=max(1, concurrency))
@@ -160,19 +205,26 @@ def write_logprobs(path: Path, items: Iterable[PromptLogprobs]) -> None:
 def read_logprobs(path: Path) -> list[PromptLogprobs]:
     """Read what write_logprobs wrote. Raises BadInputError."""
     try:
-        return [PromptLogprobs(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [_item(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise BadInputError(f"The log-probabilities at {path} can't be read: {error.strerror}.") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise BadInputError(f"{path} holds no log-probabilities: {error}.") from error
 
 
+def _item(document: dict[str, Any]) -> PromptLogprobs:
+    """Read one line; JSON has no numbers for keys."""
+    told = document.pop("likeliest", {})
+    likeliest = {int(place): {int(token): value for token, value in row.items()} for place, row in told.items()}
+    return PromptLogprobs(**document, likeliest=likeliest)
+
+
 def perplexity(items: Iterable[PromptLogprobs]) -> tuple[float, int] | None:
-    """Return exp(-mean log p) over all prompt tokens but the first ones, and their number; None without any."""
-    values = [value for item in items for value in item.logprobs if value is not None]
+    """Return exp(-mean log p) over all tokens of the prompts but the first ones, and their number; None without any."""
+    values = [value for item in items for value in item.logprobs[item.text] if value is not None]
     if not values:
         return None
-    return math.exp(min(-math.fsum(values) / len(values), EXPONENT_LIMIT)), len(values)
+    return math.exp(min(-math.fsum(values) / len(values), gate.EXPONENT_LIMIT)), len(values)
 
 
 def compare(
@@ -181,6 +233,10 @@ def compare(
     prompts: Sequence[Prompt] = (),
     *,
     task: Task = "none",
+    goal: Goal | None = None,
+    planned: int | None = None,
+    losses: Sequence[gate.Loss] = (),
+    task_confidence: float = 1 - gate.ALPHA,
     seed: int = 0,
 ) -> Quality:
     """Derive a candidate's quality against the as-is model's, from what was measured of both.
@@ -188,28 +244,41 @@ def compare(
     Perplexity is the candidate's own; its loss, 100 (ppl / ppl0 - 1), and the divergence, mean |log p - log p0|, are taken
     over the tokens that both have, the loss with a bootstrap over prompts, drawn in pairs. Agreement, common prefix and
     task scores are taken over prompts that both answered. The task's loss is the relative fall, in percent, of the
-    first of its scores (METRICS); it needs a baseline above 0. `prompts` bring the references. Raises BadInputError if
-    the two don't share their prompts' tokens, or if there is nothing to compare at all.
+    first of its scores; it needs a baseline above 0. `prompts` bring the references and the groups. With a `goal` the
+    gate judges by its limits; `planned` is how many prompts it reads at most, the ones here by default, and `losses` are
+    more that it is to judge. Raises BadInputError if the two don't share their prompts' tokens, or if there is nothing to compare at all.
     """
-    loss, divergence = _divergence(candidate.logprobs, baseline.logprobs, seed)
+    rows, distance = _gaps(candidate.logprobs, baseline.logprobs)
+    own_rows, _ = _gaps(candidate.logprobs, baseline.logprobs, own=True)
     own = perplexity(candidate.logprobs)
-    mine, theirs = _texts(candidate.answers), _texts(baseline.answers)
+    mine, theirs = metrics.texts(candidate.answers), metrics.texts(baseline.answers)
     shared = [name for name in mine if name in theirs]
     if own is None and not shared:
         raise BadInputError(
             "There is nothing to judge quality by: no log-probabilities, and no prompt that both answered."
         )
     pairs = [(mine[name], theirs[name]) for name in shared]
-    references = {p.id: p.references for p in prompts if p.references}
-    task_scores, task_loss = _task(mine, theirs, {k: references[k] for k in shared if k in references}, task, seed)
+    asked = [p for p in prompts if p.id in mine and p.id in theirs]
+    scored = candidate.scores or metrics.score(mine, asked, metrics.of_task(task))
+    before = baseline.scores or metrics.score(theirs, asked, metrics.of_task(task)[:1])
+    limits = goal or Goal()
+    found = [gate.quality_loss(rows, limits, gate.level(len(rows), planned or len(rows)))]
+    first = next(iter(scored), None)
+    lost = task_rows(scored[first], before[first]) if first is not None and first in before else {}
+    if first is not None and lost:
+        found.append(gate.task_loss(first, lost, limits, task_confidence))
     return Quality(
         perplexity=own and own[0],
-        loss_percent=loss,
-        divergence=divergence,
+        loss_percent=_loss(rows, seed),
+        divergence=distance / math.fsum(count for _, count in rows.values()) if rows else None,
+        kl=_mean(divergence.rows(candidate.logprobs, baseline.logprobs), seed),
+        own_loss_percent=_loss(own_rows, seed),
+        own_kl=_mean(divergence.rows(candidate.logprobs, baseline.logprobs, own=True), seed),
         agreement=float(np.mean([a == b for a, b in pairs])) if pairs else None,
         common_prefix=float(np.mean([common_prefix(a, b) for a, b in pairs])) if pairs else None,
-        task=task_scores,
-        task_loss_percent=task_loss,
+        task={name: mean_figure(list(values.values()), seed=seed) for name, values in scored.items()},
+        task_loss_percent=_relative_loss(lost, seed),
+        judgement=gate.judge([*found, *losses], groups={p.id: p.group for p in prompts}, seed=seed) if goal else None,
         tokens=own[1] if own else 0,
         prompts=len(candidate.logprobs) or len(shared),
     )
@@ -225,80 +294,76 @@ def _post(url: str, body: dict[str, Any], endpoint: Endpoint, what: str, timeout
     raise UnmeasurableError(f"{endpoint.url} can't {what}: HTTP {status}, {said}")
 
 
-def _divergence(
-    candidate: Sequence[PromptLogprobs], baseline: Sequence[PromptLogprobs], seed: int
-) -> tuple[Figure | None, float | None]:
-    """Return the paired loss of perplexity, percent, and the mean absolute difference, nats."""
+def _gaps(
+    candidate: Sequence[PromptLogprobs], baseline: Sequence[PromptLogprobs], *, own: bool = False
+) -> tuple[dict[str, gate.Row], float]:
+    """Return the sum of log p - log p_as_is and the number of tokens for each prompt that both have read, and the sum of |…|.
+
+    Over the text of the prompts, or over the as-is model's `own` answers.
+    """
     known = {item.prompt_id: item for item in baseline}
-    rows, distance = [], 0.0
+    rows: dict[str, gate.Row] = {}
+    distance = 0.0
     for item in candidate:
         base = known.get(item.prompt_id)
         if base is None:
             continue
-        if base.tokens != item.tokens:
+        where, there = (item.answer, base.answer) if own else (item.text, base.text)
+        if base.tokens[there] != item.tokens[where]:
+            if own:
+                continue  # one of them was read without the answer
             raise BadInputError(
                 f"The prompt {item.prompt_id!r} has other tokens than with the as-is model, so perplexities can't be compared."
             )
-        gaps = [a - b for a, b in zip(item.logprobs, base.logprobs, strict=True) if a is not None and b is not None]
+        pairs = zip(item.logprobs[where], base.logprobs[there], strict=True)
+        gaps = [a - b for a, b in pairs if a is not None and b is not None]
         if gaps:
-            rows.append((math.fsum(gaps), len(gaps)))
+            rows[item.prompt_id] = (math.fsum(gaps), float(len(gaps)))
             distance += math.fsum(map(abs, gaps))
+    if not rows and not own and candidate and baseline:
+        raise BadInputError("The candidate and the as-is model were not measured on the same prompts.")
+    return rows, distance
+
+
+def _loss(rows: Mapping[str, gate.Row], seed: int) -> Figure | None:
+    """Return the paired rise of perplexity, percent."""
     if not rows:
-        if candidate and baseline:
-            raise BadInputError("The candidate and the as-is model were not measured on the same prompts.")
-        return None, None
-    total, tokens = np.sum(rows, axis=0)
-    low = high = None
-    if len(rows) > 1:
-        sums = bootstrap_sums(rows, seed=seed)
-        low, high = interval([_rise(-mean) for mean in sums[:, 0] / sums[:, 1]])
-    return Figure(value=_rise(-total / tokens), low=low, high=high, unit="%"), float(distance / tokens)
-
-
-def _rise(nats: float) -> float:
-    """The rise of perplexity, percent, for a rise of the mean negative log-probability."""
-    return 100 * math.expm1(min(float(nats), EXPONENT_LIMIT))
-
-
-def _texts(samples: Iterable[Sample]) -> dict[str, str]:
-    """The first answer to each prompt."""
-    texts: dict[str, str] = {}
-    for sample in samples:
-        if sample.error is None and not sample.warmup:
-            texts.setdefault(sample.prompt_id, sample.text)
-    return texts
-
-
-def _task(
-    mine: Mapping[str, str],
-    theirs: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    task: Task,
-    seed: int,
-) -> tuple[dict[str, Figure], Figure | None]:
-    """Return the candidate's scores, and the loss of the task's first score."""
-    scores: dict[str, Figure] = {}
-    loss = None
-    if references:
-        for name, metric in METRICS[task].items():
-            own = [metric(mine[key], known) for key, known in references.items()]
-            scores[name] = mean_figure(own, seed=seed)
-            if len(scores) == 1:
-                base = [metric(theirs[key], known) for key, known in references.items()]
-                loss = _relative_loss(own, base, seed)
-    return scores, loss
-
-
-def _relative_loss(own: Sequence[float], base: Sequence[float], seed: int) -> Figure | None:
-    """Return 100 (1 - mean / mean of the baseline), drawn in pairs; None for a baseline of 0."""
-    reference = math.fsum(base)
-    if reference <= 0:
         return None
-    lost = [b - a for a, b in zip(own, base, strict=True)]
-    value = 100 * math.fsum(lost) / reference
-    if len(lost) < 2:
+    values = list(rows.values())
+    low = high = None
+    if len(values) > 1:
+        low, high = interval(gate.perplexity_rise(bootstrap_sums(values, seed=seed)))
+    return Figure(value=float(gate.perplexity_rise(np.sum(values, axis=0))), low=low, high=high, unit="%")
+
+
+def _mean(rows: Mapping[str, gate.Row], seed: int) -> Figure | None:
+    """Return the mean a token of sums by prompt, nats."""
+    if not rows:
+        return None
+    values = list(rows.values())
+    total, tokens = np.sum(values, axis=0)
+    low = high = None
+    if len(values) > 1:
+        sums = bootstrap_sums(values, seed=seed)
+        low, high = interval(sums[:, 0] / sums[:, 1])
+    return Figure(value=float(total / tokens), low=low, high=high, unit="nats")
+
+
+def task_rows(scores: Mapping[str, float], before: Mapping[str, float]) -> dict[str, gate.Row]:
+    """Return what was lost of the as-is model's score, and that score, for each prompt that has both."""
+    return {name: (before[name] - value, before[name]) for name, value in scores.items() if name in before}
+
+
+def _relative_loss(rows: Mapping[str, gate.Row], seed: int) -> Figure | None:
+    """Return 100 (1 - mean / mean of the baseline), drawn in pairs; None for a baseline of 0."""
+    values = list(rows.values())
+    if math.fsum(base for _, base in values) <= 0:
+        return None
+    value = float(gate.relative_fall(np.sum(values, axis=0)))
+    if len(values) < 2:
         return Figure(value=value, unit="%")
-    sums = bootstrap_sums(np.column_stack((lost, base)), seed=seed)
-    sums = sums[sums[:, 1] > 0]  # a draw in which the baseline scores nothing has no relative loss
-    low, high = interval(100 * sums[:, 0] / sums[:, 1])
+    sums = bootstrap_sums(values, seed=seed)
+    low, high = interval(
+        gate.relative_fall(sums[sums[:, 1] > 0])
+    )  # without the draws in which the baseline scores nothing
     return Figure(value=value, low=low, high=high, unit="%")

@@ -62,13 +62,14 @@ def common_prefix(one: str, other: str) -> float:
     return same / longer
 
 
-METRICS: dict[Task, dict[str, Metric]] = {
-    "qa": {"contains": contains, "f1": f1, "exact_match": exact_match, "rouge_l": rouge_l},
-    "summary": {"rouge_l": rouge_l, "f1": f1},
-    "none": {"f1": f1, "contains": contains, "exact_match": exact_match, "rouge_l": rouge_l},
-    "code": {},
+BY_NAME: dict[str, Metric] = {"contains": contains, "f1": f1, "exact_match": exact_match, "rouge_l": rouge_l}
+METRICS: dict[Task, tuple[str, ...]] = {
+    "qa": ("contains", "f1", "exact_match", "rouge_l"),
+    "summary": ("rouge_l", "f1"),
+    "none": ("f1", "contains", "exact_match", "rouge_l"),
+    "code": (),
 }
-"""The scores of each task, the one that its loss is taken of first. Code is scored by running it, which isn't done here."""
+"""The scores of each task, the one that its loss is taken of first. Code is scored by running it (bench/code_tests.py)."""
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

@@ -17,6 +17,7 @@ from quicksilver import __version__
 from quicksilver.cli.bench import bench
 from quicksilver.cli.build import build
 from quicksilver.cli.certify import certify
+from quicksilver.cli.compare import compare
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.serve import serve
@@ -69,7 +70,20 @@ def cli(context: click.Context, version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (optimize, bench, certify, serve, build, models, workloads, techniques, engines, hardware, store):
+for command in (
+    optimize,
+    bench,
+    compare,
+    certify,
+    serve,
+    build,
+    models,
+    workloads,
+    techniques,
+    engines,
+    hardware,
+    store,
+):
     cli.add_command(command)
 
 

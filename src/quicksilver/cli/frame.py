@@ -254,6 +254,29 @@ def price_options(command: Command) -> Command:
     return command
 
 
+def quality_options(command: Command) -> Command:
+    """Add the options that say how answers are scored."""
+    for option in reversed(
+        (
+            click.option(
+                "--metric",
+                metavar="SPEC",
+                help="What answers are scored by: contains, f1, exact_match, rouge_l, code_tests, regex:PATTERN, or "
+                "path/to/file.py:function of yours.",
+            ),
+            click.option(
+                "--judge", metavar="URL", help="A server whose model compares answers, each pair in both orders."
+            ),
+            click.option("--judge-model", metavar="NAME", help="The judge's name on a server that has several."),
+            click.option(
+                "--judge-key-env", metavar="VARIABLE", help="The environment variable that holds the judge's API key."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def size(amount: float) -> str:
     """Write bytes for people."""
     for unit in ("B", "kB", "MB"):

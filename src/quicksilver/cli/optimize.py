@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quicksilver.cli.frame import MemoryMb, Number, Streams, called, emit, interruptible, json_option, price_options
+from quicksilver.cli.frame import (
+    MemoryMb,
+    Number,
+    Streams,
+    called,
+    emit,
+    interruptible,
+    json_option,
+    price_options,
+    quality_options,
+)
 from quicksilver.cli.progress import watched
 
 if TYPE_CHECKING:
@@ -38,8 +48,15 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     metavar="PERCENT",
-    help="Recipes that lose more against the model as it comes can't win.",
+    help="Limit of the rise of perplexity; a recipe that isn't proved to keep it can't win.",
 )
+@click.option(
+    "--max-task-loss",
+    type=Number(min=0),
+    metavar="PERCENT",
+    help="Limit of the fall of the task's score, to be proved, too; without it only a task that is shown to be broken (over 10 %) counts.",
+)
+@quality_options
 @click.option(
     "--ttft-p95",
     "ttft_p95_ms",
@@ -86,6 +103,11 @@ def optimize(
     workload: str,
     goal: str,
     max_quality_loss: float,
+    max_task_loss: float | None,
+    metric: str | None,
+    judge: str | None,
+    judge_model: str | None,
+    judge_key_env: str | None,
     ttft_p95_ms: float | None,
     itl_p95_ms: float | None,
     memory_mb: float | None,
@@ -119,6 +141,11 @@ def optimize(
             workload=workload,
             goal=goal,
             max_quality_loss=max_quality_loss,
+            max_task_loss=max_task_loss,
+            metric=metric,
+            judge=judge,
+            judge_model=judge_model,
+            judge_key_env=judge_key_env,
             ttft_p95_ms=ttft_p95_ms,
             itl_p95_ms=itl_p95_ms,
             memory_mb=memory_mb,

@@ -53,6 +53,52 @@ class Speed(Noun):
     ratio: Figure | None = Field(None, description="tokens/s against the as-is model, paired by round")
 
 
+Outcome = Literal["passes", "fails", "undecided"]
+
+
+class Term(Noun):
+    """One loss that the quality gate looks at, and what it makes of it (quicksilver.bench.gate)."""
+
+    name: str = Field(description="quality loss, task loss (f1), quality loss in the group 'de'")
+    outcome: Outcome
+    loss: Figure = Field(description="percent, with the interval that decides: its level is `level`, not always 95 %")
+    level: float = Field(description="confidence of the interval, 0 to 1")
+    limit: float = Field(description="percent")
+    proof: bool = Field(True, description="whether being undecided counts as not passed; else only failing does")
+    prompts: int
+    decide_at: int | None = Field(None, description="prompts that would decide; None if it is decided or can't be told")
+    more_than: bool = Field(
+        False, description="whether decide_at is only a lower bound: the loss is too near to the limit"
+    )
+
+
+class Judgement(Noun):
+    """What the quality gate says about a recipe: the outcome, the term that binds, and every term."""
+
+    outcome: Outcome
+    binds: str = Field(description="name of the term that decides, or comes nearest to its limit")
+    terms: tuple[Term, ...]
+    prompts: int
+    reason: str = Field(description="the outcome in words: a sentence's end")
+
+    @property
+    def term(self) -> Term:
+        """The term that binds."""
+        return next(term for term in self.terms if term.name == self.binds)
+
+
+class Preference(Noun):
+    """What a judge makes of a recipe's answers beside the as-is model's, each pair asked for in both orders."""
+
+    judge: str = Field(description="the judge's model")
+    wins: int
+    losses: int
+    ties: int = Field(description="among them pairs of the same text, and verdicts that change with the order")
+    swayed: int = Field(0, description="ties because the judge took the same place in both orders")
+    unread: int = Field(0, description="ties because a verdict couldn't be read")
+    rate: Figure = Field(description="share of wins, ties counted half, with its interval")
+
+
 class Quality(Noun):
     """Output quality against the as-is model on the evaluation split."""
 
@@ -61,10 +107,20 @@ class Quality(Noun):
         None, description="rise of perplexity over the as-is model's, percent, paired bootstrap"
     )
     divergence: float | None = Field(None, description="mean |log p - log p_as_is| of the reference tokens, nats")
+    kl: Figure | None = Field(
+        None,
+        description="KL(as-is || this), nats a token of the text: a lower bound, from the likeliest tokens that both name",
+    )
+    own_loss_percent: Figure | None = Field(
+        None, description="rise of perplexity on the as-is model's own greedy answers, percent"
+    )
+    own_kl: Figure | None = Field(None, description="as kl, on those answers")
     agreement: float | None = Field(None, description="share of greedy answers identical to the as-is model's")
     common_prefix: float | None = Field(None, description="mean share of an answer's words before the first difference")
     task: dict[str, Figure] = Field(default_factory=dict, description="exact match, F1, ROUGE-L; 0 to 1")
     task_loss_percent: Figure | None = None
+    preference: Preference | None = Field(None, description="of a language model as the judge, where one was asked")
+    judgement: Judgement | None = Field(None, description="of the quality gate; None without anything to judge by")
     tokens: int = Field(description="tokens that the perplexity is taken over")
     prompts: int
 

@@ -20,6 +20,16 @@ class Message(Noun):
     content: str
 
 
+class CodeTest(Noun):
+    """How the code of an answer is tested: the program is what stands before, the answer's code, and the test."""
+
+    before: str = Field(
+        "", description="imports, and functions that the prompt gives; the answer may go on with its last one"
+    )
+    entry_point: str | None = Field(None, description="the function that the answer defines")
+    test: str = Field(description="Python that raises if the answer is wrong")
+
+
 class Prompt(Noun):
     """One request of a workload: a text, a conversation or token ids."""
 
@@ -34,6 +44,7 @@ class Prompt(Noun):
     arrival_s: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="seconds after the first, in a recorded trace"
     )
+    tests: CodeTest | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Prompt:
@@ -42,8 +53,13 @@ class Prompt(Noun):
         return self
 
     def identity(self) -> Any:
-        # Without a trace the hash is the one that it was before there were traces: runs are taken up again by it.
-        return self.model_dump(mode="json", exclude={"arrival_s"} if self.arrival_s is None else None)
+        # Without these the hash is the one that it was before there were such fields: runs are taken up again by it.
+        return self.model_dump(mode="json", exclude={f for f in ("arrival_s", "tests") if getattr(self, f) is None})
+
+    @property
+    def content(self) -> str:
+        """What is asked, as one text; token ids are none."""
+        return self.prompt or "\n\n".join(message.content for message in self.messages or ())
 
 
 class Workload(Noun):

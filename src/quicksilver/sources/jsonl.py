@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from quicksilver.errors import BadInputError
-from quicksilver.nouns.workload import Message, Prompt, Task
+from quicksilver.nouns.workload import CodeTest, Message, Prompt, Task
 
-KEYS = ("prompt", "messages", "reference", "max_tokens", "group", "id", "arrival_s")
+KEYS = ("prompt", "messages", "reference", "tests", "max_tokens", "group", "id", "arrival_s")
 MESSAGE_KEYS = ("role", "content")
 MOST_ANSWER_TOKENS = 1_000_000
 MOST_SECONDS = 1_000_000_000
@@ -74,7 +74,9 @@ def parse(data: bytes, name: str) -> list[Prompt]:
 
 
 def task(prompts: Sequence[Prompt]) -> Task:
-    """Choose how a file's answers are scored: short references as questions, longer ones as summaries."""
+    """Choose how a file's answers are scored: by tests, short references as questions, longer ones as summaries."""
+    if any(prompt.tests for prompt in prompts):
+        return "code"
     words = [len(prompt.references[0].split()) for prompt in prompts if prompt.references]
     if not words:
         return "none"
@@ -116,6 +118,8 @@ def _prompt(line: bytes, number: int) -> Prompt:
         wrong += _max_tokens_problems(given["max_tokens"])
     if "arrival_s" in given:
         wrong += _arrival_problems(given["arrival_s"])
+    if "tests" in given:
+        wrong += _text_problems(given["tests"], "'tests'")
     for key in ("id", "group"):
         if key in given and not _whole(given[key]):
             wrong += _text_problems(given[key], repr(key))
@@ -127,6 +131,7 @@ def _prompt(line: bytes, number: int) -> Prompt:
         messages=tuple(Message(**m) for m in given["messages"]) if "messages" in given else None,
         references=tuple(dict.fromkeys(references)),
         max_tokens=given.get("max_tokens"),
+        tests=CodeTest(test=given["tests"]) if "tests" in given else None,
         group=str(given["group"]) if "group" in given else None,
         arrival_s=given.get("arrival_s"),
     )

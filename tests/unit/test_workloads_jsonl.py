@@ -95,7 +95,7 @@ def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
         ('{"prompt": "a", "refrence": "b"}', "has the unknown key 'refrence' (did you mean 'reference'?)"),
         (
             '{"prompt": "a", "zzz": 1}',
-            "has the unknown key 'zzz' (known: prompt, messages, reference, max_tokens, group, id, arrival_s)",
+            "has the unknown key 'zzz' (known: prompt, messages, reference, tests, max_tokens, group, id, arrival_s)",
         ),
         ('{"prompt": "a", "max_tokens": NaN}', "has NaN, which is not JSON"),
         ('{"prompt": "a", "max_tokens": -Infinity}', "has -Infinity, which is not JSON"),
@@ -111,6 +111,7 @@ def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
             "has an object for 'reference', which is a string or a list of strings",
         ),
         ('{"prompt": "a", "reference": [1, 2]}', "has a number in 'reference', which is a string or a list of strings"),
+        ('{"prompt": "a", "tests": 1}', "has a number for 'tests', which is a string"),
         ('{"prompt": "a", "group": []}', "has a list for 'group', which is a string"),
         ('{"prompt": "a", "id": ""}', "has an empty 'id'"),
         ('{"prompt": "\\ud800"}', "has half a surrogate pair, which is not text"),

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
-from quicksilver.errors import BadInputError, unknown
+from quicksilver.errors import BadInputError, EngineError, unknown
 from quicksilver.nouns.artifact import Artifact
+from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.comparison import Comparison
@@ -172,9 +173,14 @@ def benchmark(
     workload: str | Path = "hotpotqa",
     *,
     streams: Sequence[int] | None = None,
+    rate: Sequence[float] | None = None,
+    arrivals: str | None = None,
+    ramp: str | None = None,
+    trace: Path | None = None,
     prompts: int | None = None,
     rounds: int = 1,
     repeat_prompts: bool = False,
+    steady_only: bool = False,
     slo: str | None = None,
     most_streams: int = 256,
     model: str | None = None,
@@ -190,13 +196,17 @@ def benchmark(
 ) -> Benchmark:
     """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
 
-    Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set. With an `slo`, such as
-    `ttft_p95<500ms,errors<0.1%`, and no `streams`, the highest load up to `most_streams` that meets it is looked for; with
-    `streams` (1 and 8 if neither is given) goodput is counted under it. Raises QuicksilverError.
+    `streams` are closed loops, one after the other (1 and 8 if nothing is said); `rate` requests a second, sent at moments of
+    their own whatever the server does; `arrivals` "closed", "poisson", "constant" or "trace"; `ramp` "1:8" or "1:8:4" (in four
+    steps), of streams or of a rate; `trace` a file of moments (seconds, one a line), without which a trace takes the prompts'
+    own. Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set; with `steady_only` what comes
+    before a load's steady state isn't counted. With an `slo`, such as `ttft_p95<500ms,errors<0.1%`, and no load, the highest
+    load up to `most_streams` that meets it is looked for; with a load goodput is counted under it. Raises QuicksilverError.
     """
+    from quicksilver.bench import measure
     from quicksilver.bench.highest import find_highest
-    from quicksilver.bench.measure import measure
     from quicksilver.bench.price import price as make_price
+    from quicksilver.bench.schedule import loads
     from quicksilver.bench.slo_search import check as can_be_searched
     from quicksilver.bench.slo_search import streams as up_to
     from quicksilver.engines.remote import connect
@@ -204,7 +214,8 @@ def benchmark(
     from quicksilver.nouns.slo import Slo
 
     wanted = Slo.parse(slo) if slo is not None else None
-    searching = wanted is not None and streams is None
+    given = loads(streams=streams, rates=rate, kind=arrivals, ramp=ramp, trace=trace, seed=seed)
+    searching = wanted is not None and given is None
     if wanted is not None and searching:
         can_be_searched(wanted)
         if most_streams < 1 or rounds != 1:
@@ -214,7 +225,14 @@ def benchmark(
         load = _many_prompts(str(workload), prompts, seed)
     else:
         load = _workload(str(workload), prompts, seed, (1, 8) if streams is None else streams)
+        given = given or loads(streams=load.concurrencies)
+        # What can't be is said before a server is started.
+        measure.plan(load, given or (), rounds, repeat=repeat_prompts)
     tell = progress or _silent
+    file = (
+        out or Path("runs") / "bench"
+    ) / f"samples-{content_hash([load.hash, *(each.hash for each in given or ())])}.jsonl"
+    found: Benchmark | None = None
 
     def run(endpoint: Endpoint, tools: Mapping[str, str]) -> Benchmark:
         if wanted is not None and searching:
@@ -223,7 +241,7 @@ def benchmark(
                 load,
                 wanted,
                 price=price,
-                samples=(out or Path("runs") / "bench") / f"samples-{load.hash}.jsonl",
+                samples=file,
                 loads=up_to(most_streams),
                 repeat_prompts=repeat_prompts,
                 target=target,
@@ -231,13 +249,15 @@ def benchmark(
                 tools=tools,
                 on_progress=lambda text, done, total, left: tell(Event("slo", text, done, total, left)),
             )
-        return measure(
+        return measure.measure(
             endpoint,
             load,
+            arrivals=given,
             price=price,
-            samples=(out or Path("runs") / "bench") / f"samples-{load.hash}.jsonl",
+            samples=file,
             rounds=rounds,
             repeat_prompts=repeat_prompts,
+            steady_only=steady_only,
             slo=wanted,
             target=target,
             command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r})",
@@ -246,9 +266,21 @@ def benchmark(
         )
 
     if target.startswith(("http://", "https://")):
-        return run(connect(target, model, api_key_env), {})
-    with serving(target) as endpoint:
-        return run(endpoint, building.tools(find_artifact(target).engine))
+        found = run(connect(target, model, api_key_env), {})
+    else:
+        try:
+            with serving(target) as endpoint:
+                found = run(endpoint, building.tools(find_artifact(target).engine))
+        except EngineError as error:
+            # A server that died while it was measured: what came before is kept.
+            if found is None or not found.answered:
+                raise
+            found = found.model_copy(update={"notes": (*found.notes, str(error))})
+    if not found.answered and found.search is None:
+        kinds = {kind for speed in found.speeds for kind in speed.errors_by_kind}
+        asked = sum(speed.requests for speed in found.speeds)
+        raise EngineError(f"{target} answered none of {asked} requests ({', '.join(sorted(kinds))}); see {file}.")
+    return found
 
 
 def compare(

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from scripted_server import DONE, Exchange, event, serving, usage, words
 
-from quicksilver.bench import load
+from quicksilver.bench import doubts, load
+from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.load import call, read_samples, run_load
 from quicksilver.errors import BadInputError, EngineError
-from quicksilver.nouns import Endpoint, Message, Prompt
+from quicksilver.nouns import Arrivals, Endpoint, Message, Prompt, Sample
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -224,12 +225,19 @@ def test_a_server_that_counts_no_tokens_is_noted(tmp_path: Path) -> None:
     assert any("no token counts with 2 of 2 answers at 1 stream" in note for note in notes)
 
 
-def test_a_saturated_client_is_noted() -> None:
-    calm = {"cpu_share": 0.03, "late_p99_ms": 1.0, "uncounted": 0}
-    assert load._doubts(calm, 8, 100) == []
-    assert "90% of a core at 8 streams" in load._doubts({**calm, "cpu_share": 0.9}, 8, 100)[0]
-    assert "40 ms late" in load._doubts({**calm, "late_p99_ms": 40.0}, 8, 100)[0]
-    assert load._doubts(calm, 8, 4) == ["4 prompts can't keep 8 streams busy."]
+def test_a_busy_client_is_noted() -> None:
+    eight = Arrivals.closed(8)
+    assert doubts.sentences(ClientReport(cpu_share=0.03, late_p99_ms=1.0), eight, 100) == []
+    busy = doubts.sentences(ClientReport(cpu_share=0.2), eight, 100)
+    assert len(busy) == 1
+    assert "20% of a core at 8 streams, more than 15%" in busy[0]
+    full = doubts.sentences(ClientReport(cpu_share=0.9), eight, 100)
+    assert "90% of a core" in full[0]
+    assert "invalid" in full[0]
+    assert "40 ms late" in doubts.sentences(ClientReport(cpu_share=0.1, late_p99_ms=40.0), eight, 100)[0]
+    assert "stood still for 2.5 s" in doubts.sentences(ClientReport(cpu_share=0.1, stalled_s=2.5), eight, 100)[0]
+    assert "slept for 60 s" in doubts.sentences(ClientReport(cpu_share=0.1, asleep_s=60.0), eight, 100)[0]
+    assert doubts.sentences(ClientReport(cpu_share=0.1), eight, 4) == ["4 prompts can't keep 8 streams busy."]
 
 
 def test_answers_are_appended_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
@@ -244,6 +252,18 @@ def test_answers_are_appended_and_a_torn_line_is_dropped(tmp_path: Path) -> None
     assert [(s.warmup, s.round) for s in first] == [(True, 0)] * 2
     assert [(s.warmup, s.round) for s in second] == [(False, 1)] * 3
     assert read_samples(out) == [*first, *second]
+
+
+def test_samples_of_before_there_were_loads_are_read(tmp_path: Path) -> None:
+    old = {
+        "prompt_id": "p", "concurrency": 2, "scheduled": 1.0, "sent": 1.0, "first": 1.5, "arrivals": [1.5], "end": 1.5,
+        "prompt_tokens": 3, "completion_tokens": 1, "finish": "stop", "error": None, "text": "x", "warmup": False, "round": 1,
+    }  # fmt: skip
+    out = tmp_path / "s.jsonl"
+    out.write_text(json.dumps(old) + "\n", encoding="utf-8")
+    (found,) = read_samples(out)
+    assert isinstance(found, Sample)
+    assert (found.load, found.accepted, found.drafted) == ("", None, None)
 
 
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:

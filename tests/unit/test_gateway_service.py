@@ -69,6 +69,24 @@ def test_a_stream_of_several_answers_says_what_they_say_unstreamed(endpoint: End
     assert usage["usage"] == whole["usage"]
 
 
+def test_what_was_guessed_is_in_the_usage_of_each_request(tokenizer: Tokenizer) -> None:
+    puppet = Puppet()
+    with running(Gateway("tiny"), lambda: (tokenizer, puppet)) as endpoint:
+        puppet.script = [
+            Burst([5, 6], drafted=3, accepted=1),
+            Burst([7]),
+            Burst([8, 9, 10], drafted=3, accepted=2, finish="length"),
+        ]
+        body: dict[str, Any] = {"prompt": "a", "max_tokens": 6}
+        whole = ask(endpoint, "/completions", body)
+        details = {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 3}
+        assert whole["usage"]["completion_tokens_details"] == details
+        *_, last = listen(endpoint, "/completions", body | {"stream_options": {"include_usage": True}})
+        assert last["usage"] == whole["usage"]
+        puppet.script = [Burst([5], finish="length")]
+        assert "completion_tokens_details" not in ask(endpoint, "/completions", body)["usage"]
+
+
 def test_one_answer_that_fails_fails_the_request(tokenizer: Tokenizer) -> None:
     puppet = Puppet()
     with running(Gateway("tiny"), lambda: (tokenizer, puppet)) as endpoint:

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quicksilver.bench.stats import bootstrap_sums, interval, itl_ms, latency, mean_figure, ratio, speed, tpot_ms
+from quicksilver.bench.stats import (
+    bootstrap_sums,
+    interval,
+    itl_ms,
+    latency,
+    mean_figure,
+    ratio,
+    speed,
+    tpot_ms,
+)
 from quicksilver.nouns import Sample, Speed
 
 durations = st.floats(min_value=0.001, max_value=1e6)
@@ -82,7 +91,9 @@ def test_percentiles_interpolate_linearly() -> None:
 def test_no_values_have_percentiles_that_json_can_hold() -> None:
     found = latency([])
     assert found.count == 0
-    assert json.loads(found.model_dump_json()) == {"p50": 0.0, "p90": 0.0, "p95": 0.0, "p99": 0.0, "count": 0}
+    assert json.loads(found.model_dump_json(exclude_none=True)) == dict.fromkeys(
+        ("p50", "p90", "p95", "p99", "count"), 0
+    )
 
 
 @given(st.floats(-1e6, 1e6), st.integers(2, 40), st.integers(0, 5))
@@ -161,6 +172,24 @@ def test_failed_requests_cost_time_and_bring_no_tokens() -> None:
     assert (found.requests, found.errors) == (2, 1)
     assert found.tokens_per_s.value == pytest.approx(5)
     assert found.ttft_ms.count == 1
+
+
+def test_errors_are_counted_by_kind() -> None:
+    broken = [
+        replace(failed("a", 0.0, 1.0), error=error) for error in ("http 503: busy", "http 503: no", "timeout: 5 s")
+    ]
+    assert speed([sample("b"), *broken], 1).errors_by_kind == {"http 503": 2, "timeout": 1}
+
+
+def test_speculation_shows_in_gaps_and_not_in_time_per_token() -> None:
+    # Four tokens at once every 80 ms: the gaps are 80, and a token takes 20.
+    burst = replace(
+        sample("a", tokens=0), first=0.1, arrivals=[0.1 + 0.08 * i for i in range(6)], end=0.5, completion_tokens=21
+    )
+    found = speed([burst], 1)
+    assert found.itl_ms.p50 == pytest.approx(80)
+    assert found.tpot_ms.p50 == pytest.approx(20)
+    assert found.tokens_per_piece == 3.5
 
 
 @pytest.mark.parametrize("samples", [[], [failed("a", 0.0, 0.0)], [failed("a", 0.0, 1.0), failed("b", 1.0, 2.0)]])

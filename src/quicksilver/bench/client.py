@@ -1,9 +1,9 @@
-"""The load client: a process of its own that drives a server in a closed loop and writes down what it saw.
+"""The load client: a process of its own that drives a server, in a closed or an open loop, and writes down what it saw.
 
 `python -m quicksilver.bench.client` reads one Job (JSON) on stdin and appends one Sample a line to the job's `out`. On
 stdout it prints a JSON line `{"done", "total"}` for each request that ended, and at last `{"summary": …}` or
 `{"failure": …}`. A request that fails is a Sample whose error starts with its kind: connect, disconnect, timeout,
-http, server, protocol or unsent. SIGTERM and SIGINT end it with what was written; requests under way leave nothing.
+http, server, protocol or unsent. In an open loop each is sent at its own moment, whatever the server does. SIGTERM and SIGINT end it with what was written; requests under way leave nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,29 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import aiohttp
 from pydantic import ValidationError
 
+from quicksilver.bench.clock import ClockWatch, since_boot_s
 from quicksilver.bench.load import Call, Job
 from quicksilver.nouns.sample import Sample
 
 clock = time.perf_counter
+wall_clock = time.time
 
 CONNECT_S = 10.0
+GONE_S = 10.0
+"""After so long without a server that listens the rest isn't sent."""
+LEAD_S = 0.05
+"""Before an open loop begins, so that its first request isn't late."""
+SPIN_S = 0.001
+"""What the event loop's sleep rounds up to: the last of it is waited for by turning."""
+SPIN_GAP_S = 0.02
+"""Requests that come closer than this aren't turned for: it would cost too much of a core."""
 LINE_LIMIT = 4 << 20
 """Bytes without a line end after which a stream isn't one of events."""
 TICK_S = 0.1
@@ -79,11 +89,20 @@ class Stream:
                 self._choice(choice, now)
             usage = event.get("usage")
             if usage:
-                self.sample.prompt_tokens = int(usage["prompt_tokens"])
-                self.sample.completion_tokens = int(usage["completion_tokens"])
-                self.counted = True
+                self._count(usage)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnswerError(f"protocol: an event of the stream isn't OpenAI's: {payload[:80]!r}") from error
+
+    def _count(self, usage: dict[str, Any]) -> None:
+        sample = self.sample
+        sample.prompt_tokens = int(usage["prompt_tokens"])
+        sample.completion_tokens = int(usage["completion_tokens"])
+        self.counted = True
+        # OpenAI's words for predicted outputs: what was guessed ahead and right, and what was guessed in vain.
+        details = usage.get("completion_tokens_details") or {}
+        accepted, rejected = (details.get(f"{what}_prediction_tokens") for what in ("accepted", "rejected"))
+        if isinstance(accepted, int) and isinstance(rejected, int) and accepted + rejected > 0:
+            sample.accepted, sample.drafted = accepted, accepted + rejected
 
     def _choice(self, choice: dict[str, Any], now: float) -> None:
         delta = choice.get("delta") or {}
@@ -104,48 +123,99 @@ class Run:
 
     job: Job
     out: IO[bytes]
-    calls: Iterator[Call]
     headers: dict[str, str]
-    heard: float
-    """When the server last sent anything."""
+    asked: float | None = None
+    """When the first request was sent of those since the server last said anything."""
+    refused: float | None = None
+    """Since when nobody listens at the server's address."""
     done: int = 0
     errors: int = 0
     uncounted: int = 0
+    held: int = 0
+    """Requests of an open loop that were due, and had to wait for one of those under way to end."""
 
-    async def stream(self, session: aiohttp.ClientSession) -> None:
-        """Send one request after the other until none is left."""
-        for call in self.calls:
-            body = json.dumps(
-                {
-                    "model": self.job.model,
-                    "temperature": 0,
-                    "stream": True,
-                    "stream_options": {"include_usage": True},
-                    **call.body,
-                }
-            ).encode()
-            now = clock()
-            sample = Sample(
-                prompt_id=call.id,
-                concurrency=self.job.concurrency,
-                scheduled=now,
-                sent=now,
-                warmup=self.job.warmup,
-                round=self.job.round,
-            )
-            if now - self.heard >= self.job.timeout_s:
-                sample.error = f"unsent: the server has been silent for {self.job.timeout_s:g} s"
-            else:
-                sample.error = await self._ask(session, call.path, body, sample)
-            sample.end = clock()
-            self._write(sample)
+    async def closed(self, session: aiohttp.ClientSession) -> None:
+        """Keep as many requests under way as the job says, until none is left."""
+        calls = iter(enumerate(self.job.calls))
+        streams: list[asyncio.Task[None]] = []
+
+        async def stream() -> None:
+            for number, call in calls:
+                grow(number + 1)
+                await self._send(session, call, self._body(call))
+
+        def grow(number: int) -> None:
+            """Have the streams that request `number` may be sent with."""
+            limits = self.job.streams
+            most = self.job.concurrency if not limits else limits[min(number, len(limits) - 1)]
+            while len(streams) < min(most, len(self.job.calls)):
+                streams.append(asyncio.create_task(stream()))
+
+        grow(0)
+        try:
+            while running := _under_way(streams):
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(streams)
+
+    async def paced(self, session: aiohttp.ClientSession) -> None:
+        """Send each request when it is due. So many under way that the machine would suffer hold up the rest."""
+        due = self.job.due_s
+        spin = len(due) < 2 or due[-1] / (len(due) - 1) >= SPIN_GAP_S
+        flying: set[asyncio.Task[None]] = set()
+        start = clock() + LEAD_S
+        try:
+            for call, moment in zip(self.job.calls, due, strict=True):
+                body = self._body(call)
+                await _until(start + moment, spin=spin)
+                flying = _under_way(flying)
+                self.held += len(flying) >= self.job.concurrency
+                while len(flying) >= self.job.concurrency:
+                    await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                    flying = _under_way(flying)
+                flying |= {asyncio.create_task(self._send(session, call, body, start + moment))}
+            while flying := _under_way(flying):
+                await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(flying)
+
+    def _body(self, call: Call) -> bytes:
+        fixed = {"model": self.job.model, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        return json.dumps({**fixed, **call.body}).encode()
+
+    async def _send(
+        self, session: aiohttp.ClientSession, call: Call, body: bytes, scheduled: float | None = None
+    ) -> None:
+        """Send one request and write down its sample."""
+        now = clock()
+        sample = Sample(
+            prompt_id=call.id,
+            concurrency=self.job.concurrency,
+            scheduled=now if scheduled is None else scheduled,
+            sent=now,
+            warmup=self.job.warmup,
+            round=self.job.round,
+            load=self.job.load,
+        )
+        if self.asked is not None and now - self.asked >= self.job.timeout_s:
+            sample.error = f"unsent: the server has been silent for {self.job.timeout_s:g} s"
+        elif self.refused is not None and now - self.refused >= GONE_S:
+            sample.error = f"unsent: nothing has listened at {self.job.url} for {GONE_S:g} s"
+        else:
+            self.asked = now if self.asked is None else self.asked
+            sample.error = await self._ask(session, call.path, body, sample)
+        sample.end = clock()
+        self._write(sample)
+
+    def _heard(self) -> None:
+        self.asked = self.refused = None
 
     async def _ask(self, session: aiohttp.ClientSession, path: str, body: bytes, sample: Sample) -> str | None:
         """Send a request and fill its sample; return its error, kind first."""
         answer = Stream(sample)
         try:
             async with session.post(self.job.url + path, data=body, headers=self.headers) as response:
-                self.heard = clock()
+                self._heard()
                 if response.status != 200:
                     return f"http {response.status}: {_words(await response.content.read(2000))}"
                 if "event-stream" not in response.content_type:
@@ -153,7 +223,7 @@ class Run:
                 content = response.content
                 while data := await content.readany():
                     now = clock()  # before anything is parsed
-                    self.heard = now
+                    self._heard()
                     answer.feed(data, now)
                 answer.close(clock())
         except AnswerError as error:
@@ -161,6 +231,7 @@ class Run:
         except TimeoutError:
             return f"timeout: it took over {self.job.timeout_s:g} s"
         except aiohttp.ClientConnectorError as error:
+            self.refused = clock() if self.refused is None else self.refused
             return f"connect: {error}"
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, OSError) as error:
             return f"disconnect: {error}"
@@ -194,12 +265,35 @@ def say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-async def _tick(late: list[float]) -> None:
-    """Note how late a sleep ends, seconds: the doubt about every timestamp."""
+async def _until(moment: float, *, spin: bool) -> None:
+    """Wait for a moment on the clock of the timestamps."""
+    early = SPIN_S if spin else 0.0
+    await asyncio.sleep(max(0.0, moment - early - clock()))
+    while clock() < moment:  # noqa: ASYNC110  a moment tells nobody that it has come
+        await asyncio.sleep(0)
+
+
+def _under_way(tasks: Iterable[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Return the tasks that haven't ended. Raises what one of the others raised."""
+    for task in tasks:
+        if task.done():
+            task.result()
+    return {task for task in tasks if not task.done()}
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel what is under way, and wait until it is gone."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tick(watch: ClockWatch) -> None:
+    """Look at the clocks again and again: the doubt about every timestamp."""
     while True:
         due = clock() + TICK_S
         await asyncio.sleep(TICK_S)
-        late.append(clock() - due)
+        watch.look(due, clock(), wall_clock(), since_boot_s())
 
 
 async def drive(job: Job, out: IO[bytes]) -> dict[str, Any]:
@@ -208,38 +302,39 @@ async def drive(job: Job, out: IO[bytes]) -> dict[str, Any]:
     if job.api_key_env and (key := os.environ.get(job.api_key_env)):
         headers["Authorization"] = f"Bearer {key}"
     start, cpu = clock(), time.process_time()
-    run = Run(job, out, iter(job.calls), headers, heard=start)
-    late: list[float] = []
+    run = Run(job, out, headers)
+    watch = ClockWatch()
+    watch.look(start, start, wall_clock(), since_boot_s())
     timeout = aiohttp.ClientTimeout(total=job.timeout_s, sock_connect=min(CONNECT_S, job.timeout_s))
     connector = aiohttp.TCPConnector(limit=job.concurrency)
     stopped = False
-    ticks = asyncio.create_task(_tick(late))
+    ticks = asyncio.create_task(_tick(watch))
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        streams = [asyncio.create_task(run.stream(session)) for _ in range(min(job.concurrency, len(job.calls)))]
+        work = asyncio.create_task(run.paced(session) if job.due_s else run.closed(session))
         loop = asyncio.get_running_loop()
-        all_done = asyncio.gather(*streams)
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, all_done.cancel)
+            loop.add_signal_handler(number, work.cancel)
         try:
-            await all_done
+            await work
         except asyncio.CancelledError:
             stopped = True
         finally:
-            for task in (*streams, ticks):
-                task.cancel()
-            await asyncio.gather(*streams, ticks, return_exceptions=True)
+            await _end([work, ticks])
     wall_s, cpu_s = clock() - start, time.process_time() - cpu
-    late.sort()
     return {
         "done": run.done,
         "total": len(job.calls),
         "errors": run.errors,
         "uncounted": run.uncounted,
+        "held": run.held,
         "stopped": stopped,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "cpu_share": cpu_s / wall_s if wall_s else 0.0,
-        "late_p99_ms": late[int(0.99 * (len(late) - 1))] * 1000 if late else 0.0,
+        "late_p99_ms": watch.late_p99_ms(),
+        "stalled_s": watch.stalled_s,
+        "asleep_s": watch.asleep_s,
+        "clock_step_s": watch.step_s,
     }
 
 

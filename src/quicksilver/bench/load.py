@@ -1,10 +1,11 @@
-"""Put a closed-loop load on an endpoint from a process of its own, and read back the raw Samples."""
+"""Put a load on an endpoint from a process of its own, and read back the raw Samples."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -13,19 +14,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from quicksilver.bench import doubts
+from quicksilver.bench.doubts import ClientReport
+from quicksilver.bench.schedule import in_order, moments, streams_at
 from quicksilver.errors import BadInputError, EngineError
+from quicksilver.nouns.arrivals import Arrivals
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.workload import Prompt
 
 API_KEY_ENV = "QUICKSILVER_ENDPOINT_API_KEY"
-BUSY_SHARE = 0.5
-"""Share of a core from which the client's own work may stand in its timings."""
-LATE_MS = 25.0
-"""Lateness of the client's clock ticks (p99) from which its timestamps are in doubt."""
+IN_FLIGHT = 512
+"""Requests of an open loop that may be under way; a net for the machine, which the server should never let it fall into."""
+SPARE_FILES = 64
+"""Open files that the client needs beside its connections."""
 STOP_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -45,12 +50,23 @@ class Job(Noun):
     url: str = Field(description="ends in /v1")
     model: str
     calls: tuple[Call, ...]
-    concurrency: int = Field(ge=1)
+    concurrency: int = Field(ge=1, description="most requests under way")
+    streams: tuple[int, ...] = Field(
+        (), description="closed loop: those under way once each request is sent, if they rise"
+    )
+    due_s: tuple[float, ...] = Field((), description="open loop: when each request is sent, seconds after the first")
+    load: str = Field("", description="the load's name, for its Samples")
     out: Path
     timeout_s: float = Field(600.0, gt=0, description="limit of one request, and of the server's silence")
     api_key_env: str | None = None
     warmup: bool = False
     round: int = 0
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> Job:
+        if self.due_s and (self.streams or len(self.due_s) != len(self.calls)):
+            raise ValueError("an open loop has a moment for each call, and no streams")
+        return self
 
 
 def call(prompt: Prompt, max_tokens: int, fields: Mapping[str, Any] = MappingProxyType({})) -> Call:
@@ -69,7 +85,8 @@ def run_load(
     endpoint: Endpoint,
     prompts: Sequence[Prompt],
     *,
-    concurrency: int,
+    concurrency: int | None = None,
+    arrivals: Arrivals | None = None,
     max_tokens: int,
     out: Path,
     round: int = 0,  # noqa: A002  the Sample's word
@@ -77,26 +94,36 @@ def run_load(
     fields: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    on_report: Callable[[ClientReport], None] | None = None,
     timeout_s: float = 600.0,
+    in_flight: int = IN_FLIGHT,
 ) -> list[Sample]:
-    """Send each prompt once, `concurrency` at a time, and return what the client saw, in order of completion.
+    """Send each prompt once, `concurrency` at a time or as `arrivals` say, and return what the client saw, in order of completion.
 
     The Samples are appended to `out` (JSONL) as they end. A request that fails is a Sample with its error; one that
     takes over `timeout_s` has failed, and when the server has said nothing at all for that long the rest isn't sent.
     `fields` go into every request's body, such as a temperature (0 by default).
     `on_note` gets a sentence for each doubt about the figures (the client was busy or late, the server counts no
-    tokens); without it they are logged. Raises BadInputError, or EngineError if the client can't do its work.
+    tokens); without it they are logged. `on_report` gets what the client says of itself: whether it kept up. Of an open
+    loop `in_flight` requests at most are under way. Raises BadInputError, or EngineError if the client can't do its work.
     """
     if not prompts:
         raise BadInputError("There are no prompts to send.")
-    if concurrency < 1 or timeout_s <= 0:
-        raise BadInputError("A load needs a concurrency of at least 1 and a time limit above 0.")
+    if arrivals is None:
+        if concurrency is None or concurrency < 1 or timeout_s <= 0:
+            raise BadInputError("A load needs a concurrency of at least 1 and a time limit above 0.")
+        arrivals = Arrivals.closed(concurrency)
     note = on_note or log.warning
+    arrivals, ordered = in_order(arrivals, prompts)
+    count = len(ordered)
     job = Job(
         url=endpoint.url.rstrip("/"),
         model=endpoint.model,
-        calls=tuple(call(prompt, max_tokens, fields) for prompt in prompts),
-        concurrency=concurrency,
+        calls=tuple(call(prompt, max_tokens, fields) for prompt in ordered),
+        concurrency=_most_in_flight(in_flight) if arrivals.is_open else arrivals.streams_to or arrivals.streams or 1,
+        streams=tuple(streams_at(arrivals, count)) if arrivals.streams_to else (),
+        due_s=tuple(moments(arrivals, count, round)) if arrivals.is_open else (),
+        load=arrivals.load_name,
         out=out.absolute(),
         timeout_s=timeout_s,
         api_key_env=API_KEY_ENV if endpoint.api_key else None,
@@ -106,17 +133,26 @@ def run_load(
     start = _prepare(out)
     summary = _run_client(job, endpoint.api_key, on_progress)
     samples = _read(out, start)
-    if len(samples) != len(prompts):
-        raise EngineError(f"The load client was stopped after {len(samples)} of {len(prompts)} requests.")
+    if len(samples) != count:
+        raise EngineError(f"The load client was stopped after {len(samples)} of {count} requests.")
     if not warmup:
-        for sentence in _doubts(summary, concurrency, len(prompts)):
+        report = doubts.report(summary, samples, arrivals, most=job.concurrency)
+        for sentence in doubts.sentences(report, arrivals, count):
             note(sentence)
+        if on_report is not None:
+            on_report(report)
     return samples
 
 
 def read_samples(path: Path) -> list[Sample]:
     """Read a file of Samples. A last line that was cut off (a killed run) is left out. Raises BadInputError."""
     return _read(path, 0)
+
+
+def _most_in_flight(wanted: int) -> int:
+    """Return how many connections the client may hold: as many as are wanted, or as the limit of open files leaves."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - SPARE_FILES))
 
 
 def _prepare(out: Path) -> int:
@@ -213,23 +249,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None and not pipe.closed:
             pipe.close()
-
-
-def _doubts(summary: dict[str, Any], concurrency: int, count: int) -> list[str]:
-    doubts = []
-    where = f"at {concurrency} stream{'s' if concurrency > 1 else ''}"
-    if summary["cpu_share"] >= BUSY_SHARE:
-        doubts.append(
-            f"The load client took {summary['cpu_share']:.0%} of a core {where}: the figures may be its limit, not the server's."
-        )
-    if summary["late_p99_ms"] >= LATE_MS:
-        doubts.append(
-            f"The load client ran up to {summary['late_p99_ms']:.0f} ms late {where} (p99): it had to wait for a core, so latencies are inexact by that much."
-        )
-    if summary["uncounted"]:
-        doubts.append(
-            f"The server sent no token counts with {summary['uncounted']} of {count} answers {where}: pieces of the stream were counted instead."
-        )
-    if count < concurrency:
-        doubts.append(f"{count} prompts can't keep {concurrency} streams busy.")
-    return doubts

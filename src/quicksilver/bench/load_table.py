@@ -59,8 +59,9 @@ def _columns(found: Benchmark, place: int) -> dict[str, str]:
 
 
 def load_words(speed: Speed) -> str:
-    """A load in words."""
-    return amount(speed.concurrency, "streams")
+    """A load in words, and whether its figures stand."""
+    words = speed.load or amount(speed.concurrency, "streams")
+    return words if speed.valid else f"{words}: invalid"
 
 
 def share(met: Goodput) -> str:

@@ -76,13 +76,14 @@ def cost(speed: Speed, price: Price) -> Cost | None:
     measured: $ per hour after the discount, over the output tokens of an hour at the measured throughput.
     blended: (1 - discount) x $ per hour / (concurrency / p50 ITL in s x 3600 / 10^6) / (1 + ratio), as SageMaker's page
     on inference optimisation defines it (with its 3 input tokens to 1 output token it divides by 4); None where no
-    answer had a gap between pieces. `Cost.usd_per_hour` is after the discount.
+    answer had a gap between pieces, and for an open loop, which has no concurrency. `Cost.usd_per_hour` is after the discount.
     """
     tokens_per_s = speed.tokens_per_s.value
     if tokens_per_s <= 0:
         return None
     usd = (1 - price.discount) * price.usd_per_hour
-    blended_throughput = speed.concurrency / (speed.itl_ms.p50 / 1000) if speed.itl_ms.p50 > 0 else None
+    gap_s = speed.itl_ms.p50 / 1000
+    blended_throughput = speed.concurrency / gap_s if speed.concurrency and gap_s > 0 else None
     return Cost(
         usd_per_hour=usd,
         measured=usd / (tokens_per_s * 3600 / 1e6),

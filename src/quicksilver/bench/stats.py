@@ -2,75 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from quicksilver.bench.bootstrap import (
+    Floats,
+    bootstrap_sums,
+    interval,
+    latency,
+    mean_figure,
+    percentiles,
+    ratio_figure,
+    wilson,
+)
+from quicksilver.bench.spread import Spread
+from quicksilver.bench.steady import described, in_flight, keeps_up, onset
+from quicksilver.nouns.arrivals import Arrivals
 from quicksilver.nouns.sample import Sample
-from quicksilver.nouns.score import Figure, Latency, Speed
+from quicksilver.nouns.score import Acceptance, Figure, Speed
 
-Floats = NDArray[np.float64]
-
-RESAMPLES = 2000
-LEVEL = 0.95
-
-
-def percentiles(values: ArrayLike, points: Sequence[float]) -> list[float]:
-    """Return percentiles by linear interpolation between the order statistics (numpy's default, Hyndman and Fan's 7th).
-
-    `values` is one-dimensional and not empty, `points` are percents.
-    """
-    return [float(value) for value in np.percentile(np.asarray(values, dtype=np.float64), points, method="linear")]
-
-
-def latency(values_ms: Sequence[float]) -> Latency:
-    """Return the percentiles of some durations, ms. Without any, all are 0 and `count` says that they mean nothing."""
-    if not values_ms:
-        return Latency(p50=0.0, p90=0.0, p95=0.0, p99=0.0, count=0)
-    p50, p90, p95, p99 = percentiles(values_ms, (50, 90, 95, 99))
-    return Latency(p50=p50, p90=p90, p95=p95, p99=p99, count=len(values_ms))
-
-
-def bootstrap_sums(rows: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Resample rows with replacement and return the sums of their columns.
-
-    `rows` is (n, k) with n at least 1; the result is (resamples, k). How often each row was drawn is multinomial, so one
-    matrix product gives all the sums. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 6.
-    """
-    table = np.asarray(rows, dtype=np.float64)
-    count = len(table)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    sums: Floats = draws.astype(np.float64) @ table
-    return sums
-
-
-def interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap draws (Efron and Tibshirani 1993, section 13.3)."""
-    tail = 100 * (1 - level) / 2
-    low, high = percentiles(draws, (tail, 100 - tail))
-    return low, high
-
-
-def mean_figure(values: Sequence[float], *, unit: str = "", seed: int = 0) -> Figure:
-    """Return the mean of at least one value with its bootstrap interval; a single value has none."""
-    value = float(np.mean(values))
-    if len(values) < 2:
-        return Figure(value=value, unit=unit)
-    low, high = interval(bootstrap_sums(np.reshape(values, (-1, 1)), seed=seed)[:, 0] / len(values))
-    return Figure(value=value, low=low, high=high, unit=unit)
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share of at least one trial (Wilson 1927); it means something at none and at all, too."""
-    z = 1.959964
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    return (0.0 if successes == 0 else middle - half), (1.0 if successes == count else middle + half)
+__all__ = [
+    "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
+    "percentiles", "ratio", "speed", "tpot_ms", "wilson",
+]  # fmt: skip
 
 
 def itl_ms(sample: Sample) -> list[float]:
@@ -87,35 +45,91 @@ def tpot_ms(sample: Sample) -> float | None:
 
 
 def speed(samples: Sequence[Sample], concurrency: int) -> Speed:
-    """Derive the speed at one concurrency from its Samples; warm-up and other concurrencies are left out.
+    """Derive the speed of a closed loop with a fixed number of streams; see `figures`."""
+    return figures(samples, Arrivals.closed(concurrency))
+
+
+def figures(samples: Sequence[Sample], arrivals: Arrivals, *, steady_only: bool = False) -> Speed:
+    """Derive the speed under one load from its Samples; warm-up and other loads are left out.
 
     tokens/s of a round: output tokens of its answers over the time from its first request to its last end, failed ones
     included. `tokens_per_s` is the median of the rounds and its interval their minimum and maximum; with one round it
     is a 95 % bootstrap over its requests, whose spread is taken from tokens over busy time (in a closed loop tokens/s is
-    concurrency times that); with one request there is none. Latencies are taken over requests that succeeded, TTFT and
-    end to end from the scheduled moment. If all failed, `errors` equals `requests`, tokens/s is 0 and each Latency
-    has a count of 0.
+    concurrency times that; in an open one from tokens alone, since requests come when they come); with one request there
+    is none. Latencies are taken over requests that succeeded, TTFT and end to end from the scheduled moment. If all failed,
+    `errors` equals `requests`, tokens/s is 0 and each Latency has a count of 0.
+
+    With `steady_only` the requests of each round before its steady state are left out, where it
+    came in the round's first half.
     """
-    chosen = [s for s in samples if not s.warmup and s.concurrency == concurrency]
+    every = _rounds(s for s in of_load(samples, arrivals) if not s.warmup)
+    onsets = {} if arrivals.rises else {number: onset(batch) for number, batch in every.items()}
+    if steady_only:
+        early = {number: len(o.before) for number, o in onsets.items() if o is not None and o.reached}
+        every = {number: _from(batch, early.get(number, 0)) for number, batch in every.items()}
+    rounds = list(every.values())
+    chosen = [s for batch in rounds for s in batch]
     good = [s for s in chosen if s.error is None]
-    rounds = list(_rounds(chosen).values())
     rates = [_rate(batch) for batch in rounds]
-    first = [(s.first - s.scheduled) * 1000 for s in good if s.first is not None]
+    spread = Spread(len(good))
+    first = [[] if s.first is None else [(s.first - s.scheduled) * 1000] for s in good]
+    per_token = [[] if (value := tpot_ms(s)) is None else [value] for s in good]
+    flying = [in_flight(batch) for batch in rounds]
+    pieces = [(s.completion_tokens, len(set(s.arrivals))) for s in good if s.arrivals]
+    kept = [keeps_up(batch) for batch in rounds] if arrivals.is_open else [None]
     return Speed(
-        concurrency=concurrency,
+        concurrency=arrivals.streams_to or arrivals.streams or 0,
         requests=len(chosen),
         errors=len(chosen) - len(good),
-        tokens_per_s=_spread(rates, rounds),
+        tokens_per_s=_spread(rates, rounds, busy=not arrivals.is_open),
         input_tokens_per_s=_median(rate.prompt_tokens for rate in rates),
         requests_per_s=_median(rate.requests for rate in rates),
-        ttft_ms=latency(first),
-        itl_ms=latency([gap for s in good for gap in itl_ms(s)]),
-        tpot_ms=latency([value for s in good if (value := tpot_ms(s)) is not None]),
-        e2e_ms=latency([(s.end - s.scheduled) * 1000 for s in good]),
+        ttft_ms=spread.latency(first),
+        itl_ms=spread.latency([itl_ms(s) for s in good]),
+        tpot_ms=spread.latency(per_token),
+        e2e_ms=spread.latency([[(s.end - s.scheduled) * 1000] for s in good]),
         prompt_tokens_p50=_median(s.prompt_tokens for s in good),
         completion_tokens_p50=_median(s.completion_tokens for s in good),
         rounds=max(1, len(rounds)),
+        load=arrivals.load_name,
+        arrivals=arrivals.kind,
+        rate_per_s=_asked(arrivals, rounds),
+        errors_by_kind=dict(Counter(error_kind(s.error) for s in chosen if s.error is not None).most_common()),
+        in_flight_mean=_median(mean for mean, _ in flying),
+        in_flight_max=max((most for _, most in flying), default=0),
+        keeps_up=False if False in kept else True if True in kept else None,
+        acceptance=acceptance(good),
+        tokens_per_piece=sum(t for t, _ in pieces) / sum(p for _, p in pieces) if pieces else None,
+        steady=described(list(onsets.values()), len(chosen)),
     )
+
+
+def of_load(samples: Iterable[Sample], arrivals: Arrivals) -> list[Sample]:
+    """Return the Samples of one load, warm-up included."""
+    name, streams = arrivals.load_name, arrivals.streams
+    return [s for s in samples if s.load == name and (name or s.concurrency == streams)]
+
+
+def acceptance(samples: Sequence[Sample]) -> Acceptance | None:
+    """Return how much of what was guessed ahead was right; None where the server doesn't say, or nothing was guessed."""
+    rows = [(s.accepted, s.drafted) for s in samples if s.accepted is not None and s.drafted]
+    if not rows:
+        return None
+    p10, p50, p90 = percentiles([right / guessed for right, guessed in rows], (10, 50, 90))
+    return Acceptance(
+        share=ratio_figure(rows),
+        p10=p10,
+        p50=p50,
+        p90=p90,
+        guessed=sum(guessed for _, guessed in rows),
+        accepted=sum(right for right, _ in rows),
+        prompts=len(rows),
+    )
+
+
+def error_kind(error: str) -> str:
+    """Return what is before an error's colon, such as `connect` or `http 503`."""
+    return error.partition(":")[0]
 
 
 def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: int) -> Figure | None:
@@ -126,7 +140,8 @@ def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: in
     in pairs, of tokens over busy time. None if no round is shared in which both have tokens.
     """
     mine, theirs = (
-        _rounds(s for s in side if not s.warmup and s.concurrency == concurrency) for side in (samples, baseline)
+        _rounds(s for s in side if not s.warmup and not s.load and s.concurrency == concurrency)
+        for side in (samples, baseline)
     )
     pairs = [(mine[number], theirs[number]) for number in sorted(mine.keys() & theirs.keys())]
     rates = [(_rate(ours).tokens, _rate(base).tokens) for ours, base in pairs]
@@ -162,9 +177,31 @@ def _rounds(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
     return batches
 
 
+def _from(batch: Sequence[Sample], early: int) -> list[Sample]:
+    """Return a round's Samples without those that were due before the first `early` that succeeded were over."""
+    due = sorted(batch, key=lambda s: (s.scheduled, s.sent))
+    good = [s for s in due if s.error is None]
+    return due[due.index(good[early]) :] if early else due
+
+
+def _seconds(batch: Sequence[Sample]) -> float:
+    return max(s.end for s in batch) - min(s.sent for s in batch)
+
+
+def _asked(arrivals: Arrivals, rounds: Sequence[Sequence[Sample]]) -> float | None:
+    """Return the rate of an open loop that was asked for, requests a second: given, or the mean of its moments."""
+    if not arrivals.is_open:
+        return None
+    if arrivals.rate_per_s is not None:
+        return (arrivals.rate_per_s + (arrivals.rate_to_per_s or arrivals.rate_per_s)) / 2
+    times = [sorted(s.scheduled for s in batch) for batch in rounds]
+    spans = [(len(moments) - 1) / (moments[-1] - moments[0]) for moments in times if moments[-1] > moments[0]]
+    return _median(spans) if spans else None
+
+
 def _rate(batch: Sequence[Sample]) -> _Rate:
     good = [s for s in batch if s.error is None]
-    seconds = max(s.end for s in batch) - min(s.sent for s in batch)
+    seconds = _seconds(batch) if batch else 0.0
     if not good or seconds <= 0:
         return _Rate()
     return _Rate(
@@ -179,7 +216,7 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(known)) if known else 0.0
 
 
-def _spread(rates: Sequence[_Rate], rounds: Sequence[Sequence[Sample]]) -> Figure:
+def _spread(rates: Sequence[_Rate], rounds: Sequence[Sequence[Sample]], *, busy: bool) -> Figure:
     tokens = [rate.tokens for rate in rates]
     value = _median(tokens)
     if len(tokens) > 1:
@@ -187,10 +224,10 @@ def _spread(rates: Sequence[_Rate], rounds: Sequence[Sequence[Sample]]) -> Figur
     work = [_work(s) for s in rounds[0] if s.error is None] if rounds else []
     if len(work) < 2 or value == 0:
         return Figure(value=value, unit="tokens/s")
-    total, busy = np.sum(work, axis=0)
-    sums = bootstrap_sums(work)
-    low, high = interval(value * (sums[:, 0] / sums[:, 1]) / (total / busy))
-    return Figure(value=value, low=low, high=high, unit="tokens/s")
+    if not busy:
+        work = [(tokens, 1.0) for tokens, _ in work]
+    total, time_s = np.sum(work, axis=0)
+    return ratio_figure(work, unit="tokens/s", scale=float(value / (total / time_s)))
 
 
 def _work(sample: Sample) -> tuple[float, float]:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quicksilver.cli.frame import Streams, called, emit, interruptible, json_option, note, price_options, table
+from quicksilver.cli.frame import Rates, Streams, called, emit, interruptible, json_option, note, price_options, table
 from quicksilver.cli.progress import watched
 from quicksilver.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quicksilver.nouns import Benchmark, Latency
+    from quicksilver.nouns import Benchmark, Figure, Latency, Speed
 
 
 @click.command(short_help="Measure a server, an artefact or a run under a workload.")
@@ -30,12 +30,34 @@ if TYPE_CHECKING:
     "--streams",
     type=Streams(),
     metavar="LIST",
-    help="Concurrencies, one after the other; 1,8 without --slo.",
+    help="Closed loop: requests kept under way, one load after the other; 1,8 without --slo.",
+)
+@click.option(
+    "--rate",
+    type=Rates(),
+    metavar="LIST",
+    help="Open loop: requests a second, such as 0.5,1,2, at random moments (Poisson), whatever the server does.",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(("closed", "poisson", "constant", "trace")),
+    help="How requests come: as answers end, or at moments of their own.",
+)
+@click.option(
+    "--ramp",
+    metavar="FROM:TO[:STEPS]",
+    help="Streams (or with --arrivals poisson or constant, a rate) that rise over the run, evenly or in steps.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Send at recorded moments: seconds, one a line. --arrivals trace without it takes the prompts' own.",
 )
 @click.option(
     "--slo",
     metavar="TERMS",
-    help="Find the most streams that meet this, such as ttft_p95<500ms,itl_p95<40ms,errors<0.1%; with --streams, count the requests that do.",
+    help="Find the most streams that meet this, such as ttft_p95<500ms,itl_p95<40ms,errors<0.1%; with a load, count the requests that do.",
 )
 @click.option(
     "--most-streams",
@@ -52,6 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--repeat-prompts", is_flag=True, help="Let prompts come more than once; a prefix cache then flatters the figures."
 )
+@click.option("--steady-only", is_flag=True, help="Leave out what comes before a load's steady state (MSER-5).")
 @click.option("--model", metavar="NAME", help="The model's name on a server that has several.")
 @click.option("--api-key-env", metavar="VARIABLE", help="The environment variable that holds the server's API key.")
 @price_options
@@ -76,11 +99,16 @@ def bench(
     target: str,
     workload: str,
     streams: tuple[int, ...] | None,
+    rate: tuple[float, ...] | None,
+    arrivals: str | None,
+    ramp: str | None,
+    trace: Path | None,
     slo: str | None,
     most_streams: int,
     prompts: int | None,
     rounds: int,
     repeat_prompts: bool,
+    steady_only: bool,
     model: str | None,
     api_key_env: str | None,
     price_per_hour: float | None,
@@ -102,18 +130,24 @@ def bench(
     from quicksilver.bench.load_table import attempts_table, load_words, share
 
     forms = [export.format_of(path, form) for path in exports]
+    one = ramp or trace or arrivals == "trace" or (slo and not streams and not rate)
     for path, kind in zip(exports, forms, strict=True):
-        export.check(path, kind, 1 if slo and streams is None else len(streams or (1, 8)))
+        export.check(path, kind, 1 if one else len(streams or rate or (1, 8)))
     with interruptible("nothing is left running; the same command measures again."), watched() as progress:
         found = api.benchmark(
             target,
             workload,
             streams=streams,
+            rate=rate,
+            arrivals=arrivals,
+            ramp=ramp,
+            trace=trace,
             slo=slo,
             most_streams=most_streams,
             prompts=prompts,
             rounds=rounds,
             repeat_prompts=repeat_prompts,
+            steady_only=steady_only,
             model=model,
             api_key_env=api_key_env,
             price_per_hour=price_per_hour,
@@ -159,42 +193,37 @@ def bench(
 
 
 def _figures(found: Benchmark) -> Any:
-    """One row for each concurrency."""
-    heads = [
-        "streams",
-        "requests",
-        "errors",
-        "tokens/s",
-        "TTFT p50/p99 ms",
-        "ITL p50/p99 ms",
-        "prompt",
-        "answer",
-        "$/1M",
-        "$/1M blended",
-    ]
-    rows = []
-    for speed, cost in zip(found.speeds, found.costs, strict=True):
-        rate = speed.tokens_per_s
-        spread = (
-            f" ({rate.low:.1f} to {rate.high:.1f})"
-            if speed.rounds > 1 and rate.low is not None and rate.high is not None
-            else ""
-        )
-        rows.append(
-            [
-                str(speed.concurrency),
-                str(speed.requests),
-                str(speed.errors),
-                f"{rate.value:.1f}{spread}",
-                _latency(speed.ttft_ms),
-                _latency(speed.itl_ms),
-                f"{speed.prompt_tokens_p50:.0f}",
-                f"{speed.completion_tokens_p50:.0f}",
-                f"{cost.measured:.4f}" if cost else "",
-                f"{cost.blended:.4f}" if cost and cost.blended is not None else "",
-            ]
-        )
-    return table(heads, rows, right=range(len(heads)))
+    """One row for each load; a column that says nothing of any load is left out."""
+    closed = all(not speed.load for speed in found.speeds)
+    columns = {
+        "streams" if closed else "load": [_load(speed) for speed in found.speeds],
+        "requests": [_requests(speed) for speed in found.speeds],
+        "tokens/s": [_rate(speed.tokens_per_s, speed.rounds) for speed in found.speeds],
+        "req/s": [f"{speed.requests_per_s:.2f}" for speed in found.speeds],
+        "TTFT p50/p99 ms": [_latency(speed.ttft_ms) for speed in found.speeds],
+        "ITL p50/p99 ms": [_latency(speed.itl_ms) for speed in found.speeds],
+        "TPOT p50/p99 ms": [_latency(speed.tpot_ms) for speed in found.speeds],
+        "guesses right": [f"{s.acceptance.share.value:.0%}" if s.acceptance else "" for s in found.speeds],
+        "tokens in+out": [f"{s.prompt_tokens_p50:.0f}+{s.completion_tokens_p50:.0f}" for s in found.speeds],
+        "$/1M": [f"{cost.measured:.4f}" if cost else "" for cost in found.costs],
+        "blended": [f"{cost.blended:.4f}" if cost and cost.blended is not None else "" for cost in found.costs],
+    }
+    shown = {head: cells for head, cells in columns.items() if any(cells)}
+    return table(list(shown), list(zip(*shown.values(), strict=True)), right=range(len(shown)))
+
+
+def _load(speed: Speed) -> str:
+    name = speed.load or str(speed.concurrency)
+    return name if speed.valid else f"{name}: invalid"
+
+
+def _requests(speed: Speed) -> str:
+    return f"{speed.requests} ({speed.errors} failed)" if speed.errors else str(speed.requests)
+
+
+def _rate(rate: Figure, rounds: int) -> str:
+    spread = rounds > 1 and rate.low is not None and rate.high is not None
+    return f"{rate.value:.1f} ({rate.low:.1f} to {rate.high:.1f})" if spread else f"{rate.value:.1f}"
 
 
 def _latency(latency: Latency) -> str:

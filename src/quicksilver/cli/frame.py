@@ -220,6 +220,20 @@ class Streams(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(part) for part in parts}))
 
 
+class Rates(click.ParamType[tuple[float, ...]]):
+    """Requests a second, given as 2.5 or 0.5,1,2."""
+
+    name = "rates"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?|\.[0-9]+", part) and float(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of rates; write it as 2.5 or 0.5,1,2 (requests a second).", param, ctx)
+        return tuple(sorted({float(part) for part in parts}))
+
+
 def price_options(command: Command) -> Command:
     """Add the options that say what an hour of the machine costs."""
     for option in reversed(

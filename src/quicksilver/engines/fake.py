@@ -280,6 +280,7 @@ class FakeDecoder(Decoder):
                 *(self._likeliest(request, *pair) for pair in itertools.pairwise(request.prompt)),
             ]
         accepted = _digest(sequence.digest, len(sequence.tokens)) % (drafted + 1)
+        burst.drafted, burst.accepted = drafted, accepted
         self._guessed += drafted
         self._right += accepted
         for _ in range(1 + accepted):

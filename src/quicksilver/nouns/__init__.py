@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quicksilver.nouns.arrivals import Arrivals
     from quicksilver.nouns.artifact import Artifact
     from quicksilver.nouns.benchmark import Benchmark
     from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.recipe import Recipe
     from quicksilver.nouns.result import Candidate, Lengths, Result
     from quicksilver.nouns.sample import Sample
-    from quicksilver.nouns.score import Cost, Figure, Latency, Quality, Score, Speed
+    from quicksilver.nouns.score import Acceptance, Cost, Figure, Latency, Quality, Score, Speed, Steady
     from quicksilver.nouns.settings import Settings, Speculation
     from quicksilver.nouns.slo import Slo, Term
     from quicksilver.nouns.speculation import SpeculationTable
@@ -32,20 +33,20 @@ _HOMES = {
     **dict.fromkeys(("Hardware", "Price"), "hardware"),
     **dict.fromkeys(("Model", "ModelFacts"), "model"),
     **dict.fromkeys(("Candidate", "Lengths", "Result"), "result"),
-    **dict.fromkeys(("Cost", "Figure", "Latency", "Quality", "Score", "Speed"), "score"),
     **dict.fromkeys(("Slo", "Term"), "slo"),
+    **dict.fromkeys(("Acceptance", "Cost", "Figure", "Latency", "Quality", "Score", "Speed", "Steady"), "score"),
     "SpeculationTable": "speculation",
     **dict.fromkeys(("Choices", "Step", "Technique"), "technique"),
     **dict.fromkeys(("Crossover", "Interactions", "Part", "Point"), "tradeoff"),
     **dict.fromkeys(("Message", "Prompt", "Split", "Workload"), "workload"),
-    **{name: name.lower() for name in ("Artifact", "Benchmark", "Goal", "Preset", "Recipe", "Sample")},
+    **{name: name.lower() for name in ("Arrivals", "Artifact", "Benchmark", "Goal", "Preset", "Recipe", "Sample")},
 }
 
 __all__ = [
-    "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
+    "Acceptance", "Arrivals", "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
     "Endpoint", "Engine", "Figure", "Goal", "Hardware", "Interactions", "Latency", "Lengths", "Message", "Model",
     "ModelFacts", "Part", "Point", "Preset", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
-    "Score", "Settings", "Slo", "Speculation", "SpeculationTable", "Speed", "Split", "Step", "Technique", "Term", "Trial",
+    "Score", "Settings", "Slo", "Speculation", "SpeculationTable", "Speed", "Split", "Steady", "Step", "Technique", "Term", "Trial",
     "Verdict", "Workload",
 ]  # fmt: skip
 

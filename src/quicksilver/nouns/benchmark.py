@@ -41,6 +41,11 @@ class Benchmark(Noun):
     )
     notes: tuple[str, ...] = Field((), description="doubts about the figures, a sentence each")
 
+    @property
+    def answered(self) -> int:
+        """How many requests succeeded."""
+        return sum(speed.requests - speed.errors for speed in self.speeds)
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON document."""
         return self.model_dump(mode="json")

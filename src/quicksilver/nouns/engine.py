@@ -76,6 +76,10 @@ class Burst:
     finish: Literal["stop", "length", "cancelled", "error", "lost", "refused"] | None = None
     """Why it is the last; `lost` if the engine died under it, `refused` if it can't honour the request."""
     error: str | None = None
+    drafted: int = 0
+    """Tokens that were guessed ahead for this step and checked in it."""
+    accepted: int = 0
+    """Those of them that were right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ class Sample:
 
     prompt_id: str
     concurrency: int
+    """Streams of a closed loop; in an open loop the bound on requests under way."""
     scheduled: float
+    """When it was due; in a closed loop that is when it was sent."""
     sent: float
     first: float | None = None
     """When the first token arrived; None if none did."""
@@ -26,6 +28,12 @@ class Sample:
     text: str = ""
     warmup: bool = False
     round: int = 0
+    load: str = ""
+    """What the load is called, for any but a closed loop with a fixed number of streams."""
+    drafted: int | None = None
+    """Tokens that speculation guessed ahead for this answer; None where the server doesn't say."""
+    accepted: int | None = None
+    """Those of them that were right."""
 
     def to_json(self) -> dict[str, Any]:
         """The sample as a JSON object, one line of samples.jsonl."""

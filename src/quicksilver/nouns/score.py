@@ -6,7 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from quicksilver.nouns.arrivals import ArrivalKind
 from quicksilver.nouns.base import Noun
+
+Interval = tuple[float, float]
+"""A 95 % bootstrap interval."""
 
 
 class Figure(Noun):
@@ -30,12 +34,42 @@ class Latency(Noun):
     count: int = Field(
         0, description="values that they are taken over; with none, every percentile is 0 and means nothing"
     )
+    p50_ci: Interval | None = Field(
+        None, description="95 % bootstrap over requests, ms; of a far percentile and few requests it is too narrow"
+    )
+    p90_ci: Interval | None = None
+    p95_ci: Interval | None = None
+    p99_ci: Interval | None = None
+
+
+class Acceptance(Noun):
+    """How much of what speculation guessed ahead was right, by prompt, where the server says it."""
+
+    share: Figure = Field(
+        description="accepted over guessed tokens of all prompts, 0 to 1; the interval is over prompts"
+    )
+    p10: float = Field(description="the share of single prompts: a tenth of them are below this")
+    p50: float
+    p90: float
+    guessed: int
+    accepted: int
+    prompts: int = Field(description="those whose answers had guesses")
+
+
+class Steady(Noun):
+    """Where the steady state of a load begins, by the requests in the order in which they were due."""
+
+    warm_up: int = Field(description="requests before it")
+    requests: int = Field(description="requests looked at: those that succeeded")
+    ratio: float = Field(description="time per token of those before it over that of the rest")
+    reached: bool = Field(description="whether it came in the first half; later is as good as never")
+    counted: int = Field(description="requests that the figures are taken over, failed ones included")
 
 
 class Speed(Noun):
-    """What the load client measured at one concurrency."""
+    """What the load client measured under one load."""
 
-    concurrency: int
+    concurrency: int = Field(description="streams of a closed loop (the most of a ramp); 0 in an open loop")
     requests: int
     errors: int
     tokens_per_s: Figure = Field(
@@ -51,6 +85,25 @@ class Speed(Noun):
     completion_tokens_p50: float
     rounds: int = 1
     ratio: Figure | None = Field(None, description="tokens/s against the as-is model, paired by round")
+    load: str = Field("", description="the load in a few words; empty for a closed loop with a fixed number of streams")
+    arrivals: ArrivalKind = "closed"
+    rate_per_s: float | None = Field(None, description="requests a second that were asked for; the mean of a ramp")
+    errors_by_kind: dict[str, int] = Field(default_factory=dict, description="connect, disconnect, timeout, http 503 …")
+    in_flight_mean: float = Field(0.0, description="requests under way from their moment on, mean over time")
+    in_flight_max: int = 0
+    valid: bool = Field(True, description="whether the client put on the load that was asked for")
+    saturated: str = Field("", description="why the figures are invalid")
+    keeps_up: bool | None = Field(
+        None, description="whether answers end as fast as requests come; None in a closed loop, or if it can't be told"
+    )
+    behind_p99_ms: float | None = Field(None, description="how long after their moment requests were sent; open loop")
+    client_cpu_share: float | None = Field(None, description="the load client's CPU time over time, of one core")
+    acceptance: Acceptance | None = None
+    tokens_per_piece: float | None = Field(
+        None,
+        description="output tokens over pieces of the stream: above 1, speculation or a server that puts tokens together",
+    )
+    steady: Steady | None = None
 
 
 Outcome = Literal["passes", "fails", "undecided"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.types import Send
@@ -131,11 +131,23 @@ class Reply:
             **({"error": failure} if failure else {}),
         }
 
-    def _usage(self, choices: Sequence[Choice]) -> dict[str, int]:
-        """Count the tokens so far, as OpenAI's usage object: a prompt with several answers counts once."""
+    def _usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Count the tokens so far, as OpenAI's usage object: a prompt with several answers counts once.
+
+        What speculation guessed ahead, if anything, has OpenAI's words for predicted outputs.
+        """
         prompts = {choice.prompt: len(choice.answer.request.prompt) for choice in choices}
         prompt, completion = sum(prompts.values()), sum(choice.answer.completion_tokens for choice in choices)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+        drafted, accepted = sum(c.answer.drafted for c in choices), sum(c.answer.accepted for c in choices)
+        if drafted:
+            details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+            usage["completion_tokens_details"] = details
+        return usage
 
 
 class Choice:
@@ -189,7 +201,7 @@ class Choice:
             choice["text"] = self._echo + piece.text
         return choice | {"logprobs": self._logprobs(piece, opens=True), "finish_reason": self.finish()}
 
-    def said(self, usage: dict[str, int]) -> bytes:
+    def said(self, usage: Mapping[str, Any]) -> bytes:
         """Return what it said since the last time, as events."""
         piece = self._take()
         opens, self._opened = not self._opened, True

@@ -30,12 +30,21 @@ class Error(TypedDict):
 
 
 @shape
+class CompletionDetails(TypedDict):
+    """Tokens that speculation guessed ahead, right and wrong; those that are right are among the answer's."""
+
+    accepted_prediction_tokens: Count
+    rejected_prediction_tokens: Count
+
+
+@shape
 class Usage(TypedDict):
     """Tokens of a request; a prompt with several answers counts once."""
 
     prompt_tokens: Count
     completion_tokens: Count
     total_tokens: Count
+    completion_tokens_details: NotRequired[CompletionDetails]
 
 
 @shape

@@ -67,8 +67,10 @@ class Answer:
         "_stream",
         "_text",
         "_tokenizer",
+        "accepted",
         "asked_s",
         "completion_tokens",
+        "drafted",
         "ended_s",
         "error",
         "finish",
@@ -85,6 +87,8 @@ class Answer:
     ) -> None:
         self.request = request
         self.completion_tokens = 0
+        self.drafted = self.accepted = 0
+        """Tokens that speculation guessed ahead, and those of them that were right."""
         self.finish: Finish | None = None
         self.error: ApiError | None = None
         self.asked_s = time.monotonic()
@@ -129,6 +133,8 @@ class Answer:
         if burst.prompt_logprobs is not None:
             self.prompt_logprobs = burst.prompt_logprobs
             self.prompt_top_logprobs = burst.prompt_top_logprobs
+        self.drafted += burst.drafted
+        self.accepted += burst.accepted
         if burst.tokens:
             if self.first_s is None:
                 self.first_s = time.monotonic()
@@ -268,7 +274,7 @@ class Frames:
         text: str,
         logprobs: Any,
         finish: str | None,
-        usage: dict[str, int],
+        usage: Mapping[str, Any],
         calls: Sequence[Mapping[str, Any]] = (),
     ) -> bytes:
         """Return the chunk for a piece of text, or of tool calls; the last one says why it ended."""
@@ -282,7 +288,7 @@ class Frames:
             return f'{self._choice}"delta":{json.dumps(delta)},{rest}}}]{end}'.encode()
         return f"{self._open}{json.dumps(text)}{self._close},{rest}}}]{end}".encode()
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
         """Return the chunk that counts the tokens."""
         return f'{self._head},"choices":[],"usage":{json.dumps(usage)}}}\n\n'.encode()
 

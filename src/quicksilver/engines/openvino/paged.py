@@ -352,8 +352,9 @@ class PagedDecoder(Decoder):
             burst.finish = "length"
         self._learn(sequence, burst, guess, right)
         if guess is not None:
-            self.drafted += len(guess.tokens)
-            self.accepted += right
+            burst.drafted, burst.accepted = len(guess.tokens), right
+            self.drafted += burst.drafted
+            self.accepted += burst.accepted
         sequence.tokens += burst.tokens
         sequence.computed = len(sequence.tokens) - 1
         if burst.finish is not None:

@@ -135,7 +135,14 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and "value" in value and "source" in value:
             flat[name] = value["value"]
             flat |= {f"{name}_{end}": _cell(value[end]) for end in ("low", "high")}
-        elif isinstance(value, dict) and value and all(not isinstance(v, str) for v in value.values()):
+        elif key.endswith("_ci"):
+            flat |= dict(zip((f"{name[:-3]}_low", f"{name[:-3]}_high"), value or ("", ""), strict=True))
+        elif (
+            isinstance(value, dict)
+            and key != "errors_by_kind"
+            and value
+            and all(not isinstance(v, str) for v in value.values())
+        ):
             flat |= _flat(value, name)
         else:
             flat[name] = _cell(value)

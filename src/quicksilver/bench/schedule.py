@@ -43,12 +43,13 @@ def moments(arrivals: Arrivals, count: int, number: int = 0) -> list[float]:
 def streams_at(arrivals: Arrivals, count: int) -> list[int]:
     """Return how many requests of a closed loop may be under way once each of its `count` requests is sent.
 
-    Streams rise by the share of requests that were sent: how long that takes is for the server to say.
+    Streams rise by the share of requests that were sent, each level for as many of them: how long that takes is for the server to
+    say.
     """
     first = arrivals.streams or 1
     last = arrivals.streams_to or first
     if arrivals.steps is None:
-        return [first + (last - first) * index // max(1, count - 1) for index in range(count)]
+        return [first + (last - first + 1) * index // count for index in range(count)]
     levels = [first + (last - first) * step // (arrivals.steps - 1) for step in range(arrivals.steps)]
     return [levels[min(index * arrivals.steps // count, arrivals.steps - 1)] for index in range(count)]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quicksilver.bench.bootstrap import Floats, interval, percentiles
+from quicksilver.bench.bootstrap import interval, percentiles
 from quicksilver.nouns.score import Latency
 
 POINTS = (50, 90, 95, 99)
@@ -25,11 +27,7 @@ class Spread:
     """
 
     def __init__(self, requests: int, *, resamples: int = RESAMPLES, seed: int = 0) -> None:
-        self._draws: Floats | None = None
-        if requests > 1:
-            random = np.random.default_rng(seed)
-            draws = random.multinomial(requests, np.full(requests, 1 / requests), size=resamples)
-            self._draws = draws.astype(np.float64)
+        self._draws = _draws(requests, resamples, seed) if requests > 1 else None
 
     def latency(self, rows: Sequence[Sequence[float]]) -> Latency:
         """Return the percentiles of all values, ms, with their 95 % intervals; `rows` has those of each request.
@@ -48,17 +46,27 @@ class Spread:
         places = np.unique(values)
         if len(places) > BINS:
             places = np.unique(np.quantile(values, np.linspace(0, 1, BINS), method="inverted_cdf"))
-        counts = np.zeros((len(rows), len(places)))
+        counts = np.zeros((len(rows), len(places)), dtype=np.float32)
         owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         np.add.at(counts, (owners, np.searchsorted(places, values)), 1)
-        below = np.cumsum(self._draws @ counts, axis=1)
+        below = self._draws @ counts.cumsum(axis=1)
         below = below[below[:, -1] > 0]
         bounds = []
         for point, value in zip(POINTS, found, strict=True):
-            reached = below >= below[:, -1:] * (point / 100) - 1e-9
+            reached = below >= below[:, -1:] * np.float32(point / 100)
             low, high = interval(places[reached.argmax(axis=1)])
             bounds.append((min(low, value), max(high, value)))
         ci50, ci90, ci95, ci99 = bounds
         return Latency(
             p50=p50, p90=p90, p95=p95, p99=p99, count=len(values), p50_ci=ci50, p90_ci=ci90, p95_ci=ci95, p99_ci=ci99
         )
+
+
+@lru_cache(maxsize=4)
+def _draws(requests: int, resamples: int, seed: int) -> NDArray[np.float32]:
+    """Return how often each request is in each draw, (resamples, requests)."""
+    drawn = np.random.default_rng(seed).integers(0, requests, size=(resamples, requests))
+    drawn += np.arange(resamples)[:, None] * requests
+    counts = np.bincount(drawn.ravel(), minlength=resamples * requests)
+    found: NDArray[np.float32] = counts.reshape(resamples, requests).astype(np.float32)
+    return found

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from quicksilver.bench.bootstrap import (
+    LEVEL,
     Floats,
     bootstrap_sums,
     interval,
@@ -26,7 +27,7 @@ from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Acceptance, Figure, Speed
 
 __all__ = [
-    "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
+    "LEVEL", "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
     "percentiles", "ratio", "speed", "tpot_ms", "wilson",
 ]  # fmt: skip
 

@@ -27,7 +27,7 @@ from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Acceptance, Figure, Speed
 
 __all__ = [
-    "LEVEL", "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
+    "LEVEL", "Floats", "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
     "percentiles", "ratio", "speed", "tpot_ms", "wilson",
 ]  # fmt: skip
 

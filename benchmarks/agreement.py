@@ -87,7 +87,6 @@ def main() -> int:
         "worst": worst,
         "goal": GOAL,
         "agree": worst <= GOAL,
-        "pause_ms": {name: pause_ms(found) for name, found in runs.items()},
         "runs": runs,
     }
     print(json.dumps(document | stamp()))
@@ -189,14 +188,6 @@ def compare(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
                 {"client": client, "figure": figure, "ours": mine, "theirs": theirs, "difference": mine / theirs - 1}
             )
     return rows
-
-
-def pause_ms(found: Sequence[dict[str, float]]) -> float:
-    """Return about how long a stream stands still between an answer and the next request, ms: what its rate leaves unexplained."""
-    pauses = [
-        1000 * STREAMS / run["requests_per_s"] - run["ttft_p50_ms"] - (TOKENS - 1) * run["itl_p50_ms"] for run in found
-    ]
-    return statistics.median(pauses)
 
 
 def median(found: Sequence[dict[str, float]], figure: str) -> float:

@@ -214,7 +214,11 @@ def verdict(found: SloSearch, highest: Attempt | None) -> str:
         text += f" {amount(over.load, found.unit)} {_verb(over.load, found.unit, 'does', 'do')} not: {room(over.judgement.binding)}."
     if (gap := over.load - highest.load) > 1 and found.unit == "streams" and not found.ended:
         text += f" What is between them, {gap - 1:g} loads, is too near to both to be worth a look."
-    return text + (f" That is {100 * found.sure:.1f} % sure." if found.sure is not None else "")
+    if found.sure is None:
+        return text
+    # Draws know no more than the requests do: that a machine drifts from one run to the next isn't in them.
+    sure = "over 99" if found.sure > 0.99 else f"{100 * found.sure:.0f}"
+    return f"{text} By the spread of requests within the runs that is {sure} % sure."
 
 
 def _nothing(found: SloSearch) -> str:

@@ -74,7 +74,9 @@ class SloSearch(Noun):
     above: float | None = Field(
         None, description="the lowest load above that doesn't, or can't be said to; None if none was found"
     )
-    sure: float | None = Field(None, description="that `best` meets it and `above` doesn't, 0 to 1, by the bootstrap")
+    sure: float | None = Field(
+        None, description="that `best` meets it and `above` doesn't, 0 to 1, by the spread of requests within the runs"
+    )
     verdict: str = Field("", description="the answer in a sentence or two")
     ended: str = Field("", description="why it ended before it was done")
 

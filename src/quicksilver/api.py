@@ -201,20 +201,25 @@ def benchmark(
     steps), of streams or of a rate; `trace` a file of moments (seconds, one a line), without which a trace takes the prompts'
     own. Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set; with `steady_only` what comes
     before a load's steady state isn't counted. With an `slo`, such as `ttft_p95<500ms,errors<0.1%`, and no load, the highest
-    load up to `most_streams` that meets it is looked for; with a load goodput is counted under it. Raises QuicksilverError.
+    load up to `most_streams` that meets it is looked for (with arrivals "poisson", the highest rate); with a load goodput is
+    counted under it. Raises QuicksilverError.
     """
     from quicksilver.bench import measure
     from quicksilver.bench.highest import find_highest
     from quicksilver.bench.price import price as make_price
     from quicksilver.bench.schedule import loads
     from quicksilver.bench.slo_search import check as can_be_searched
+    from quicksilver.bench.slo_search import rates
     from quicksilver.bench.slo_search import streams as up_to
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
     from quicksilver.nouns.slo import Slo
 
     wanted = Slo.parse(slo) if slo is not None else None
-    given = loads(streams=streams, rates=rate, kind=arrivals, ramp=ramp, trace=trace, seed=seed)
+    # Without a rate, open arrivals and an SLO ask for the highest rate that meets it.
+    searching_rates = wanted is not None and arrivals == "poisson" and not (streams or rate or ramp or trace)
+    kind = None if searching_rates else arrivals
+    given = loads(streams=streams, rates=rate, kind=kind, ramp=ramp, trace=trace, seed=seed)
     searching = wanted is not None and given is None
     if wanted is not None and searching:
         can_be_searched(wanted)
@@ -242,7 +247,7 @@ def benchmark(
                 wanted,
                 price=price,
                 samples=file,
-                loads=up_to(most_streams),
+                loads=rates() if searching_rates else up_to(most_streams),
                 repeat_prompts=repeat_prompts,
                 target=target,
                 command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r}, slo={slo!r})",

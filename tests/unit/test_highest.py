@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from scripted_server import Exchange, serving, words
 
+from quicksilver.bench import load
 from quicksilver.bench.highest import Feed, TooFewPromptsError, find_highest
 from quicksilver.bench.load import read_samples
 from quicksilver.bench.price import price
-from quicksilver.bench.slo_search import streams
-from quicksilver.errors import BadInputError
+from quicksilver.bench.slo_search import rates, streams
+from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Benchmark, Endpoint, Prompt, Slo, Workload
 
 PRICE = price(1.0)
@@ -122,3 +123,33 @@ def test_too_few_prompts_say_so_and_leave_what_was_measured(tmp_path: Path) -> N
     assert over.search is not None
     assert over.search.best == 2
     assert any("a prefix cache flatters these figures" in note for note in over.notes)
+
+
+def test_the_highest_rate_is_looked_for_in_an_open_loop(tmp_path: Path) -> None:
+    slo = Slo.parse("e2e_p50<60000ms")
+    with serving(v1_completions=words(2)) as server:
+        found = find_highest(
+            Endpoint(url=server.url, model="m"), workload(400), slo, price=PRICE, samples=tmp_path / "s.jsonl",
+            loads=rates(10, 20),
+        )  # fmt: skip
+    assert found.search is not None
+    assert (found.search.best, found.search.unit) == (20, "requests/s")
+    assert [(speed.load, speed.arrivals) for speed in found.speeds] == [("10/s", "poisson"), ("20/s", "poisson")]
+    assert all(
+        speed.requests == attempt.requests for speed, attempt in zip(found.speeds, found.search.attempts, strict=True)
+    )
+    samples = [s for s in read_samples(found.samples) if not s.warmup]
+    assert all(s.sent >= s.scheduled for s in samples)
+    assert len({s.scheduled for s in samples}) == len(samples)
+
+
+def test_a_client_that_can_not_follow_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_most_in_flight", lambda _: 1)
+    with (
+        serving(v1_completions=words(2, pause_s=0.1)) as server,
+        pytest.raises(EngineError, match="client was saturated at 500 requests/s"),
+    ):
+        find_highest(
+            Endpoint(url=server.url, model="m"), workload(400), Slo.parse("e2e_p50<60000ms"), price=PRICE,
+            samples=tmp_path / "s.jsonl", loads=rates(500, 500),
+        )  # fmt: skip

@@ -86,7 +86,13 @@ def queued(rate: float, capacity: float, count: int) -> list[Sample]:
 
 @pytest.mark.parametrize(
     ("rate", "capacity", "count", "keeps"),
-    [(5.0, 10.0, 100, True), (9.9, 10.0, 400, True), (20.0, 10.0, 100, False), (12.0, 10.0, 1000, False)],
+    [
+        (5.0, 10.0, 100, True),
+        (9.9, 10.0, 400, True),
+        (20.0, 10.0, 100, False),
+        (12.0, 10.0, 1000, False),
+        (200.0, 10.0, 200, False),
+    ],
 )
 def test_whether_a_server_keeps_up(rate: float, capacity: float, count: int, keeps: bool) -> None:
     assert keeps_up(queued(rate, capacity, count)) is keeps

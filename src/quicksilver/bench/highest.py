@@ -12,11 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from quicksilver import __version__
+from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.load import run_load
 from quicksilver.bench.measure import WARM_UP_TOKENS
 from quicksilver.bench.price import cost
 from quicksilver.bench.slo import requests_needed
 from quicksilver.bench.slo_search import Loads, amount, search, streams
+from quicksilver.bench.steady import keeps_up
 from quicksilver.engines.process import cold_start_s
 from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError, EngineError
@@ -112,6 +114,7 @@ def find_highest(
     warm, *every = [*workload.calibration, *workload.search, *workload.evaluation]
     feed, clock = Feed(every or [warm], repeat_prompts), Clock(on_progress)
     notes: list[str] = []
+    reports: list[ClientReport] = []
     samples = samples.absolute()
     started_s = cold_start_s(endpoint)
     samples.parent.mkdir(parents=True, exist_ok=True)
@@ -124,14 +127,21 @@ def find_highest(
         found = run_load(
             endpoint,
             prompts,
-            concurrency=round(load),
+            arrivals=loads.arrivals(load),
             max_tokens=workload.max_tokens,
             out=samples,
             round=number,
             on_note=notes.append,
             on_progress=clock.tick,
+            on_report=reports.append,
         )
         _check_alive(endpoint, found, where)
+        if loads.unit != "streams" and reports[-1].saturated:
+            raise EngineError(
+                f"The load client was saturated at {where}, so nothing is known of it: {reports[-1].saturated}."
+            )
+        if loads.unit != "streams" and keeps_up(found) is False:
+            notes.append(f"The server doesn't keep up at {where}: latencies there grow with the length of the look.")
         return found
 
     run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)

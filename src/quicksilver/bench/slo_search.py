@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from quicksilver.bench.slo import goodput, judge, requests_needed
-from quicksilver.bench.stats import speed
+from quicksilver.bench.stats import figures, speed
 from quicksilver.errors import BadInputError, QuicksilverError
+from quicksilver.nouns.arrivals import Arrivals
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure
 from quicksilver.nouns.slo import Slo
@@ -32,6 +33,10 @@ class Loads:
     most: float = MOST_STREAMS
     tolerance: float = 0.05
     """How far apart, as a share, two loads are that need nothing tried between them."""
+
+    def arrivals(self, load: float) -> Arrivals:
+        """A load as one that can be put on."""
+        return Arrivals.closed(round(load)) if self.unit == "streams" else Arrivals.poisson(load)
 
     def more(self, load: float) -> float | None:
         """The next load up; None at the end."""
@@ -117,7 +122,9 @@ class Looks:
             seconds=sum(max(s.end for s in run) - min(s.sent for s in run) for run in runs),
             judgement=judge(judged, self.slo),
             goodput=goodput(judged, self.slo),
-            speed=speed(every, every[0].concurrency),
+            speed=speed(every, every[0].concurrency)
+            if not every[0].load
+            else figures(every, self.loads.arrivals(load)),
         )
 
 

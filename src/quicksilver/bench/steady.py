@@ -95,7 +95,7 @@ def keeps_up(samples: Sequence[Sample]) -> bool | None:
     It is looked at in the last third of the time in which requests come. There the number under way grows by what comes and
     doesn't end, and without a growing queue that varies by about the square root of what comes (Poisson); it doesn't keep up
     if it is more than twice that, and over a twentieth of what comes. A round whose first requests take longer than that third
-    (median) never fills up.
+    (median) never fills up, unless its last third of requests take over twice as long as its first: that is a queue.
     """
     due = sorted(samples, key=lambda s: s.scheduled)
     if len(due) < 8:
@@ -103,8 +103,12 @@ def keeps_up(samples: Sequence[Sample]) -> bool | None:
     last = due[-1].scheduled
     third = (last - due[0].scheduled) / 3
     early = [s.end - s.scheduled for s in due[: 1 + len(due) // 16]]
-    if third <= 0 or float(np.median(early)) > third:
+    if third <= 0:
         return None
+    if float(np.median(early)) > third:
+        took = [s.end - s.scheduled for s in due]
+        size = len(took) // 3
+        return False if float(np.median(took[-size:])) > 2 * float(np.median(took[:size])) else None
     came = sum(last - third < s.scheduled for s in due)
     ended = sum(last - third < s.end <= last for s in due)
     return not came - ended > max(2 * math.sqrt(came), came / 20)

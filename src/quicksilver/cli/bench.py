@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--slo",
     metavar="TERMS",
-    help="Find the most streams that meet this, such as ttft_p95<500ms,itl_p95<40ms,errors<0.1%; with a load, count the requests that do.",
+    help="Find the most streams (with --arrivals poisson, the highest rate) that meet this, such as ttft_p95<500ms,itl_p95<40ms,errors<0.1%; with a load, count the requests that do.",
 )
 @click.option(
     "--most-streams",

@@ -20,7 +20,7 @@ from quicksilver.bench.stats import (
     speed,
     tpot_ms,
 )
-from quicksilver.nouns import Sample, Speed
+from quicksilver.nouns import Latency, Sample, Speed
 
 durations = st.floats(min_value=0.001, max_value=1e6)
 
@@ -86,14 +86,6 @@ def test_percentiles_are_ordered_and_within_the_values(values: list[float]) -> N
 def test_percentiles_interpolate_linearly() -> None:
     found = latency([10.0, 20.0, 30.0, 40.0])
     assert (found.p50, found.p90, found.p95) == pytest.approx((25.0, 37.0, 38.5))
-
-
-def test_no_values_have_percentiles_that_json_can_hold() -> None:
-    found = latency([])
-    assert found.count == 0
-    assert json.loads(found.model_dump_json(exclude_none=True)) == dict.fromkeys(
-        ("p50", "p90", "p95", "p99", "count"), 0
-    )
 
 
 @given(st.floats(-1e6, 1e6), st.integers(2, 40), st.integers(0, 5))
@@ -269,3 +261,16 @@ def test_there_is_no_ratio_to_nothing() -> None:
     assert ratio([sample()], [failed("a", 0.0, 1.0)], 1) is None
     assert ratio([], [sample()], 1) is None
     assert ratio([sample(round=1)], [sample(round=0)], 1) is None
+
+
+def test_a_latency_without_values_is_null_in_json_and_comes_back_as_it_was() -> None:
+    none, some = latency([]), latency([0.0, 3.0])
+    assert json.loads(none.model_dump_json()) | {"p50": None, "p90": None, "p95": None, "p99": None, "count": 0} == (
+        json.loads(none.model_dump_json())
+    )
+    assert json.loads(some.model_dump_json())["p50"] is not None
+    for one in (none, some):
+        assert Latency.model_validate_json(one.model_dump_json()) == one
+    assert none.p50 == 0.0
+    with pytest.raises(ValueError, match="p50"):
+        Latency.model_validate_json('{"p50": "slow", "p90": 1, "p95": 1, "p99": 1}')

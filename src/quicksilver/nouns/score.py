@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer, model_validator
 
 from quicksilver.nouns.arrivals import ArrivalKind
 from quicksilver.nouns.base import Noun
@@ -24,8 +24,11 @@ class Figure(Noun):
     count: int | None = Field(None, description="values that it is taken over, where that has to be said")
 
 
+PERCENTILES = ("p50", "p90", "p95", "p99")
+
+
 class Latency(Noun):
-    """Percentiles of one duration, ms."""
+    """Percentiles of one duration, ms. Where there are no values, they are null in JSON."""
 
     p50: float
     p90: float
@@ -40,6 +43,17 @@ class Latency(Noun):
     p90_ci: Interval | None = None
     p95_ci: Interval | None = None
     p99_ci: Interval | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: 0.0 if value is None and name in PERCENTILES else value for name, value in data.items()}
+
+    @field_serializer(*PERCENTILES, when_used="json")
+    def _say_nothing(self, value: float) -> float | None:
+        return value if self.count else None
 
 
 class Acceptance(Noun):

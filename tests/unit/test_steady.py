@@ -115,7 +115,7 @@ def test_an_open_load_says_what_was_asked_for() -> None:
     assert figures(samples, Arrivals.closed(1)).requests == 0
 
 
-rows = st.lists(st.lists(st.floats(0.01, 1e5), max_size=6), max_size=20)
+rows = st.lists(st.lists(st.floats(0.01, 1e5), max_size=3), max_size=90)
 
 
 @given(rows)
@@ -129,12 +129,13 @@ def test_intervals_are_ordered_around_their_percentiles(values: list[list[float]
         plain.p99,
         plain.count,
     )
-    for value, ci in zip(
-        (found.p50, found.p90, found.p95, found.p99),
-        (found.p50_ci, found.p90_ci, found.p95_ci, found.p99_ci),
-        strict=True,
+    for value, ci, least in (
+        (found.p50, found.p50_ci, 6),
+        (found.p90, found.p90_ci, 36),
+        (found.p95, found.p95_ci, 72),
+        (found.p99, found.p99_ci, 368),
     ):
-        if sum(bool(row) for row in values) < 2:
+        if sum(bool(row) for row in values) < least:
             assert ci is None
         else:
             assert ci is not None

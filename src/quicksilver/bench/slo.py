@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from quicksilver.bench.bootstrap import requests_for
 from quicksilver.bench.stats import LEVEL, interval, itl_ms, tpot_ms, wilson
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure
@@ -30,8 +31,8 @@ def requests_needed(slo: Slo) -> int:
     The largest of n values is above the p-quantile with probability 1 - p^n; that has to reach the interval's upper end
     (Wilks 1941): 72 requests for a p95, 368 for a p99 at 95 %; 30 without any percentile.
     """
-    points = [max(p, 100 - p) / 100 for term in slo.terms if (p := term.percentile) is not None]
-    return max([math.ceil(math.log(TAIL) / math.log(point)) for point in points], default=FEW)
+    points = [p for term in slo.terms if (p := term.percentile) is not None]
+    return max([requests_for(point) for point in points], default=FEW)
 
 
 def judge(samples: Sequence[Sample], slo: Slo, *, resamples: int = RESAMPLES, seed: int = 0) -> Judgement:

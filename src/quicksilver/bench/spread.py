@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from quicksilver.bench.bootstrap import interval, percentiles
+from quicksilver.bench.bootstrap import interval, percentiles, requests_for
 from quicksilver.nouns.score import Latency
 
 POINTS = (50, 90, 95, 99)
@@ -22,8 +22,8 @@ class Spread:
 
     The gaps of one answer aren't independent of each other: they have its length, its neighbours and its moment in common. So
     requests are drawn and not gaps (the cluster bootstrap: Field and Welsh 2007, Bootstrapping clustered data, J. R. Statist.
-    Soc. B 69, 369-390). No draw has a longer latency than the longest seen: the interval of a p99 of fewer than some hundred
-    requests says less than it seems to.
+    Soc. B 69, 369-390). No draw has a longer latency than the longest seen, so a percentile has an interval only from as many
+    requests on as `requests_for` says.
     """
 
     def __init__(self, requests: int, *, resamples: int = RESAMPLES, seed: int = 0) -> None:
@@ -33,15 +33,15 @@ class Spread:
         """Return the percentiles of all values, ms, with their 95 % intervals; `rows` has those of each request.
 
         The percentiles interpolate between order statistics, those of a draw are the smallest of (at most a thousand) values
-        seen with so large a share at or below. Without any value all are 0 and `count` says that they mean nothing; where
-        fewer than two requests have any there are no intervals.
+        seen with so large a share at or below. Without any value all are 0 and `count` says that they mean nothing.
         """
         values = np.fromiter(chain.from_iterable(rows), dtype=np.float64)
         if not len(values):
             return Latency(p50=0.0, p90=0.0, p95=0.0, p99=0.0, count=0)
         found = percentiles(values, POINTS)
         p50, p90, p95, p99 = found
-        if self._draws is None or sum(bool(row) for row in rows) < 2:
+        having = sum(bool(row) for row in rows)
+        if self._draws is None or having < requests_for(POINTS[0]):
             return Latency(p50=p50, p90=p90, p95=p95, p99=p99, count=len(values))
         places = np.unique(values)
         if len(places) > BINS:
@@ -51,8 +51,11 @@ class Spread:
         np.add.at(counts, (owners, np.searchsorted(places, values)), 1)
         below = self._draws @ counts.cumsum(axis=1)
         below = below[below[:, -1] > 0]
-        bounds = []
+        bounds: list[tuple[float, float] | None] = []
         for point, value in zip(POINTS, found, strict=True):
+            if having < requests_for(point):
+                bounds.append(None)
+                continue
             reached = below >= below[:, -1:] * np.float32(point / 100)
             low, high = interval(places[reached.argmax(axis=1)])
             bounds.append((min(low, value), max(high, value)))

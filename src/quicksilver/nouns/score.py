@@ -38,7 +38,8 @@ class Latency(Noun):
         0, description="values that they are taken over; with none, every percentile is 0 and means nothing"
     )
     p50_ci: Interval | None = Field(
-        None, description="95 % bootstrap over requests, ms; of a far percentile and few requests it is too narrow"
+        None,
+        description="95 % bootstrap over requests, ms; None for fewer than 6 requests (36, 72, 368 for the others)",
     )
     p90_ci: Interval | None = None
     p95_ci: Interval | None = None

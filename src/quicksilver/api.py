@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 Progress = Callable[[Event], None]
+BUDGET_MINUTES, QUICK_MINUTES = 10.0, 3.0
 GoalName = Literal["cost", "throughput", "latency"]
 MANY_PROMPTS = 2000
 
@@ -94,7 +95,9 @@ def optimize(
     engine: str = "openvino",
     recipes: Sequence[Recipe] | None = None,
     streams: Sequence[int] | None = None,
-    budget_minutes: float = 10.0,
+    budget_minutes: float | None = None,
+    trials: int | None = None,
+    quick: bool = False,
     prompts: int | None = None,
     price_per_hour: float | None = None,
     instance: str | None = None,
@@ -110,7 +113,9 @@ def optimize(
     """Find, prove and build the best way to serve a model on this machine.
 
     `metric` scores answers: a name such as f1, `regex:PATTERN`, or `path/to/file.py:function`; `judge` is the URL of a model that compares
-    them. The same call again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
+    them. It ends after `budget_minutes` (10, or 3 if it is `quick`), after `trials` recipes were raced, or when what is left promises less
+    than a race can tell apart. `quick` tries nothing that has to be calibrated, and races the best only once more. The same call
+    again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
     """
     from quicksilver import engines
     from quicksilver.bench import metrics, report
@@ -126,8 +131,12 @@ def optimize(
 
     if goal not in get_args(GoalName):
         raise unknown("goal", goal, get_args(GoalName))
+    if budget_minutes is None:
+        budget_minutes = QUICK_MINUTES if quick else BUDGET_MINUTES
     if budget_minutes <= 0:
         raise BadInputError("A budget is a positive number of minutes.")
+    if trials is not None and trials < 1:
+        raise BadInputError("A search needs at least one trial.")
     engines.find(engine).version()
     if recipes is not None and not recipes:
         raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
@@ -155,11 +164,14 @@ def optimize(
         "engine": engines.find(engine).version(),
         "recipes": [r.hash for r in given] if given else None,
         "budget": budget_minutes,
+        "trials": trials,
+        "quick": quick,
     }
     run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell)
     called = command or _call(model, workload, goal)
     search = Search(run, found, load, wanted, price, engine, called, metrics=scored_by)
     search.judge = Judge(judging, run.folder / "verdicts.jsonl") if judging is not None else None
+    search.trials, search.quick = trials, quick
     with run.watching():
         result = carry_out(search, given)
     keep_artifact(search, result)

@@ -62,7 +62,7 @@ def optimize(model: Path, workload: Path, runs: Path, **changes: object) -> api.
 
 def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=1000, progress=events.append)
+    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=1000, trials=12, progress=events.append)
     result = found.result
     labels = [c.label for c in result.candidates if c.status == "measured"]
     assert labels[0] == "as-is"
@@ -243,3 +243,61 @@ def test_a_metric_or_a_judge_that_cannot_be_is_told_before_anything_is_built(
     with pytest.raises(QuicksilverError, match=said):
         optimize(model, workload, tmp_path / "runs", **changes)
     assert not (tmp_path / "runs").exists()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_killed_exploration_measures_nothing_twice(model: Path, workload: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    code = (
+        "import sys; from pathlib import Path; from quicksilver import api\n"
+        "api.optimize(sys.argv[1], workload=sys.argv[2], engine='fake', streams=(1, 4), runs=Path(sys.argv[3]),"
+        " max_quality_loss=1000, quick=True, trials=12, budget_minutes=60)"
+    )
+    command = [sys.executable, "-c", code, str(model), str(workload), str(runs)]
+    process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(len(path.read_text(encoding="utf-8").splitlines()) >= 2 for path in runs.glob(f"*/{ROUNDS}")):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = runs.iterdir()
+    first = lines(folder / ROUNDS)
+    kept = {
+        path: path.stat().st_mtime_ns
+        for entry in first
+        for path in (folder / "samples").glob(f"*-r{entry['round']}.jsonl")
+    }
+    assert kept
+    events: list[Event] = []
+    given: dict[str, object] = {"max_quality_loss": 1000, "quick": True, "trials": 12, "budget_minutes": 60}
+    found = optimize(model, workload, runs, **given, progress=events.append)
+    assert found.folder == folder
+    assert "configurations and ended because" in " ".join(found.result.remarks)
+    assert any(e.best.startswith("best so far: ") for e in events)
+    assert any(c.label.endswith("+ prompt-lookup") and c.score.speed for c in found.result.candidates)
+    after = lines(folder / ROUNDS)
+    assert after[: len(first)] == first
+    assert [entry["round"] for entry in after] == list(range(len(after)))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    short = [entry for entry in after if str(entry["kind"]).startswith("short race")]
+    spent = sum((len(entry["recipes"]) - 1) * int(str(entry["kind"]).rpartition("x")[2]) for entry in short)
+    assert 0 < spent <= 12
+    assert sum(entry["kind"] == "final" for entry in after) == 1  # it is quick
+
+
+def test_what_cannot_keep_to_a_memory_limit_is_dropped_with_the_arithmetic(
+    model: Path, workload: Path, tmp_path: Path
+) -> None:
+    found = optimize(
+        model, workload, tmp_path / "runs", memory_mb=1, max_quality_loss=1000, quick=True, trials=4, budget_minutes=60
+    )
+    assert found.best is None
+    dropped = [c for c in found.result.candidates if "MB are allowed" in c.reason]
+    assert dropped
+    assert all("KV cache" in c.reason and "runtime" in c.reason for c in dropped)
+    assert not any(c.score.speed and not c.baseline for c in found.result.candidates)

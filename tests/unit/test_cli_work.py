@@ -264,7 +264,7 @@ def test_optimize_hands_its_options_on(
     file = recipe_file(tmp_path, tiny, "int8")
     line = (
         f"m --workload w --goal latency --max-quality-loss 2 --ttft-p95 300 --itl-p95 20 --memory 2GB --engine fake --recipe {file} "
-        "--streams 8,1 --budget 3 --prompts 40 --price-per-hour 1.5 --instance i --discount 0.2 --input-output-ratio 4 "
+        "--streams 8,1 --budget 3 --trials 9 --quick --prompts 40 --price-per-hour 1.5 --instance i --discount 0.2 --input-output-ratio 4 "
         "--accept-licence --seed 7 --runs r --id name --max-task-loss 5 --metric f1 --judge http://j/v1 --judge-model jm --judge-key-env KEY"
     )
     with pytest.raises(Seen):
@@ -273,7 +273,8 @@ def test_optimize_hands_its_options_on(
     assert given.pop("recipes") == [Recipe(str(tiny), [*api_recipe(file).techniques], engine="fake")]
     assert given == {
         "model": "m", "workload": "w", "goal": "latency", "max_quality_loss": 2.0, "ttft_p95_ms": 300.0, "itl_p95_ms": 20.0,
-        "memory_mb": 2000.0, "engine": "fake", "streams": (1, 8), "budget_minutes": 3.0, "prompts": 40, "price_per_hour": 1.5,
+        "memory_mb": 2000.0, "engine": "fake", "streams": (1, 8), "budget_minutes": 3.0,
+        "trials": 9, "quick": True, "prompts": 40, "price_per_hour": 1.5,
         "instance": "i", "discount": 0.2, "input_output_ratio": 4.0, "accept_licence": True, "seed": 7, "runs": Path("r"),
         "run_id": "name", "command": f"quicksilver optimize {line}", "max_task_loss": 5.0, "metric": "f1", "judge": "http://j/v1",
         "judge_model": "jm", "judge_key_env": "KEY",

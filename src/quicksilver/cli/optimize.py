@@ -81,8 +81,16 @@ if TYPE_CHECKING:
 )
 @click.option("--streams", type=Streams(), metavar="LIST", help="Concurrencies to measure, such as 1,8.")
 @click.option(
-    "--budget", "budget_minutes", type=Number(min=0, min_open=True), default=10.0, show_default=True, metavar="MINUTES"
+    "--budget",
+    "budget_minutes",
+    type=Number(min=0, min_open=True),
+    metavar="MINUTES",
+    help="When to have an answer.  [default: 10, or 3 with --quick]",
 )
+@click.option(
+    "--trials", type=click.IntRange(min=1), metavar="N", help="Race no more than N recipes before the final race."
+)
+@click.option("--quick", is_flag=True, help="Try nothing that has to be calibrated, and race the best only once more.")
 @click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload.")
 @price_options
 @click.option("--accept-licence", is_flag=True, help="Accept the model's licence, where it has to be.")
@@ -114,7 +122,9 @@ def optimize(
     engine: str,
     recipe_files: tuple[Path, ...],
     streams: tuple[int, ...] | None,
-    budget_minutes: float,
+    budget_minutes: float | None,
+    trials: int | None,
+    quick: bool,
     prompts: int | None,
     price_per_hour: float | None,
     instance: str | None,
@@ -153,6 +163,8 @@ def optimize(
             recipes=recipes or None,
             streams=streams,
             budget_minutes=budget_minutes,
+            trials=trials,
+            quick=quick,
             prompts=prompts,
             price_per_hour=price_per_hour,
             instance=instance,

@@ -34,6 +34,7 @@ def watched() -> Iterator[Watcher]:
 def line(event: Event) -> str:
     """Write an event as one line of a log."""
     text = f"{event.phase}: {event.text}" if event.text else event.phase
+    text += f"; {event.best}" if event.best else ""
     return f"{text} ({duration(event.left_s)} left)" if event.left_s is not None else text
 
 
@@ -77,7 +78,7 @@ def _bar(err: Console) -> Iterator[Watcher]:
             counted = event.done is not None and event.total is not None
             progress.update(
                 task,
-                description=event.text,
+                description=" · ".join(filter(None, (event.text, event.best))),
                 completed=event.done or 0.0,
                 phase=event.phase,
                 count=f"{event.done:g}/{event.total:g}" if counted else "",

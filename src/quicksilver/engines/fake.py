@@ -21,7 +21,7 @@ import threading
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,6 +37,7 @@ from quicksilver.nouns import (
     Decoder,
     Endpoint,
     Engine,
+    Hardware,
     Prompt,
     Request,
     Settings,
@@ -83,6 +84,11 @@ class Fake(Engine):
     def version(self) -> str:
         """Return the project's version: it is built in."""
         return __version__
+
+    def choices(self, hardware: Hardware, streams: int) -> Mapping[str, tuple[Any, ...]]:
+        """Return the batch limits that a load notices: nothing else changes its times."""
+        found = super().choices(hardware, streams)["max_streams"]
+        return {"max_streams": tuple(n for n in found if n == found[0] or n < streams)}
 
     def apply(self, technique: Technique, step: Step) -> None:
         """Copy everything but weights, and note the technique in fake.json."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from quicksilver.nouns.hardware import Hardware
     from quicksilver.nouns.settings import Settings
     from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Step, Technique
@@ -145,6 +146,20 @@ class Engine(ABC):
     def tools(self) -> dict[str, str]:
         """Return the versions of what its builds are made with: another version may build something else."""
         return {}
+
+    def choices(self, hardware: Hardware, streams: int) -> Mapping[str, tuple[Any, ...]]:
+        """Return the values that a search tries for each setting, on a machine under a load of up to so many streams.
+
+        By default what Settings names, with no more threads than cores and no batch that is smaller than half of the load. An
+        engine that has no use for a setting leaves it out.
+        """
+        from quicksilver.nouns.choices import choices_of
+        from quicksilver.nouns.settings import Settings
+
+        found = dict(choices_of(Settings))
+        found["threads"] = tuple(n for n in found["threads"] if n < hardware.cores)
+        found["max_streams"] = tuple(n for n in found["max_streams"] if 2 * n >= streams)
+        return found
 
     def apply(self, technique: Technique, step: Step) -> None:
         """Run a technique's build step for this engine's format. Called in the worker's process."""

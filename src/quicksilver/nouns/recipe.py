@@ -37,8 +37,12 @@ class Recipe(Noun):
 
     @property
     def label(self) -> str:
-        """The stack in words, for tables: `int8 + prompt-lookup(tokens=4)`, or `as-is`."""
-        return " + ".join(t.label for t in self.techniques) or "as-is"
+        """The stack in words, for tables: `int8 + prompt-lookup(tokens=4)`, or `as-is`; settings off their defaults come last."""
+        parts = [t.label for t in self.techniques] or ["as-is"]
+        # What is handed to an engine as it is may be long, and differs in what no search chooses.
+        if changed := self.settings.model_dump(exclude_defaults=True, exclude={"properties", "speculation"}):
+            parts.append(f"settings({', '.join(f'{name}={value}' for name, value in changed.items())})")
+        return " + ".join(parts)
 
     def effective_settings(self) -> Settings:
         """The engine settings with what the techniques set."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from quicksilver.nouns.base import Noun
+from quicksilver.nouns.choices import Choices
 
 
 class Speculation(Noun):
@@ -23,15 +24,27 @@ class Speculation(Noun):
 
 
 class Settings(Noun):
-    """How an engine serves; techniques fill in their part, the user may set the rest."""
+    """How an engine serves; techniques fill in their part, the user may set the rest.
 
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="inference threads; 0 takes every core")
-    max_streams: Annotated[int, Field(ge=1)] = Field(64, description="sequences decoded at once")
-    max_batched_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="tokens in one forward pass")
-    kv_cache_gb: Annotated[float, Field(ge=0)] = Field(
+    `Choices` are what a search tries, as far as the engine has a use for them (`Engine.choices`). A field that a technique sets
+    is searched through that technique.
+    """
+
+    threads: Annotated[int, Choices(0, 32, 16, 8, 4, 2, 1), Field(ge=0)] = Field(
+        0, description="inference threads; 0 takes every core"
+    )
+    max_streams: Annotated[int, Choices(64, 32, 16, 8, 4), Field(ge=1)] = Field(
+        64, description="sequences decoded at once"
+    )
+    max_batched_tokens: Annotated[int, Choices(2048, 512, 256, 128), Field(ge=16)] = Field(
+        2048, description="tokens in one forward pass"
+    )
+    kv_cache_gb: Annotated[float, Choices(0, 16, 4, 1), Field(ge=0)] = Field(
         0, description="upper limit of the KV cache, GB; 0 is what the streams can use, as far as the machine has room"
     )
-    kv_precision: str = Field("default", description="default, f16, bf16, u8 or u4")
+    kv_precision: Annotated[str, Choices("default", "f16", "u8")] = Field(
+        "default", description="default, f16, bf16, u8 or u4"
+    )
     activation_group_size: Annotated[int, Field(ge=0)] | None = Field(
         None, description="activations that share a scale when they are rounded on the fly; 0 keeps 16 bits"
     )

@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quicksilver.nouns.base import Noun
+from quicksilver.nouns.choices import Choices, choices_of
+
+__all__ = ["Choices", "Step", "Technique"]
 
 if TYPE_CHECKING:
     from quicksilver.nouns.model import Model, ModelFacts
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """Field metadata: the values that a search tries. `Annotated[int, Choices(32, 64)]`."""
-
-    values: tuple[Any, ...]
-
-    def __init__(self, *values: Any) -> None:
-        object.__setattr__(self, "values", values)
 
 
 @dataclass(slots=True)
@@ -76,12 +69,7 @@ class Technique(Noun):
     @classmethod
     def space(cls) -> Mapping[str, tuple[Any, ...]]:
         """The values that a search tries, for each field that says so."""
-        return {
-            key: meta.values
-            for key, info in cls.model_fields.items()
-            for meta in info.metadata
-            if isinstance(meta, Choices)
-        }
+        return choices_of(cls)
 
     def identity(self) -> Any:
         return {"technique": self.name(), "revision": self.revision, **self.model_dump(mode="json")}

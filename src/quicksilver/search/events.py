@@ -18,3 +18,5 @@ class Event:
     total: float | None = None
     left_s: float | None = None
     """Seconds that the whole run is expected to take from now; None while nothing is known."""
+    best: str = ""
+    """What is best so far, in a few words."""

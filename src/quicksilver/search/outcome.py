@@ -99,6 +99,7 @@ def result_of(search: Search) -> Result:
         remarks=tuple(run.remarks),
         seconds=_seconds(run),
         peak_memory_mb=round(run.peak_memory_mb),
+        cost_model_error=search.cost_model_error,
     )
 
 

@@ -45,9 +45,18 @@ class Run:
     remarks: list[str] = field(default_factory=list)
     peak_memory_mb: float = 0.0
     resumed: bool = False
+    before_s: float = 0.0
+    """Seconds that processes before this one had spent on the run when they finished their last round."""
+    best: str = ""
+    """What is best so far, in a few words, for whoever watches."""
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds that the run has taken, in this process and those before it."""
+        return self.before_s + self.here_s
+
+    @property
+    def here_s(self) -> float:
         """Seconds since this process took the run up."""
         return time.monotonic() - self.begun
 
@@ -63,7 +72,7 @@ class Run:
 
     def tell(self, phase: str, text: str, done: float | None = None, total: float | None = None) -> None:
         """Tell whoever watches how far the run is."""
-        self.progress(Event(phase, text, done, total, self.left_s or None))
+        self.progress(Event(phase, text, done, total, self.left_s or None, self.best))
 
     def counter(self, phase: str, text: str, before: int, total: int) -> Callable[[int, int], None]:
         """Return a callback that tells how far a part of a phase is, counted from `before`."""
@@ -120,11 +129,13 @@ class Run:
 
     def finished_rounds(self) -> dict[int, list[str]]:
         """Return round → recipes for the rounds that were finished, in this process or one before it."""
+        return {number: entry["recipes"] for number, entry in self.records().items()}
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Return what was noted of each finished round: `recipes`, `kind`, `seconds` and `elapsed_s`."""
         path = self.folder / ROUNDS
-        if not path.is_file():
-            return {}
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return {entry["round"]: entry["recipes"] for entry in map(_line, lines) if entry}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return {entry["round"]: entry for entry in map(_line, lines) if entry}
 
     def servers(self, recipe: str) -> list[dict[str, float]]:
         """Return load_s, cold_start_s and memory_mb of each time that a recipe was served in a race."""
@@ -164,15 +175,19 @@ class Run:
         warm_up: Sequence[Prompt],
         *,
         phase: str,
-    ) -> None:
+        kind: str = "",
+    ) -> float:
         """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
+
+        Return the seconds that it took, in this process or an earlier one. `kind` is kept with it.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
         through the entries backwards: a machine that slows down doesn't always slow the same recipe.
         """
-        known = self.finished_rounds().get(number)
-        if known is not None and set(known) == {recipe for recipe, _ in entries}:
-            return
+        known = self.records().get(number)
+        if known is not None and set(known["recipes"]) == {recipe for recipe, _ in entries}:
+            return float(known.get("seconds", 0.0))
+        begun = time.monotonic()
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
             path.unlink()
         ordered = list(entries) if number % 2 == 0 else list(reversed(entries))
@@ -201,7 +216,11 @@ class Run:
                         on_note=self.remark,
                     )
                     done += len(prompts)
-        self.append(ROUNDS, {"round": number, "recipes": [recipe for recipe, _ in entries]})
+        seconds = time.monotonic() - begun
+        recipes = [recipe for recipe, _ in entries]
+        entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
+        self.append(ROUNDS, entry)
+        return seconds
 
     def remark(self, sentence: str) -> None:
         """Keep a doubt about the figures for the report, once."""
@@ -252,7 +271,9 @@ def open_run(
         part = folder / (INPUTS + ".part")
         part.write_text(json.dumps({"key": key, "inputs": inputs}, indent=1), encoding="utf-8")
         part.replace(folder / INPUTS)
-    return Run(folder=folder, budget_s=budget_s, progress=progress, resumed=resumed)
+    run = Run(folder=folder, budget_s=budget_s, progress=progress, resumed=resumed)
+    run.before_s = max((float(entry.get("elapsed_s", 0.0)) for entry in run.records().values()), default=0.0)
+    return run
 
 
 def _inputs_key(folder: Path) -> str | None:

@@ -1,16 +1,21 @@
-"""Space: the recipes that a search may try, from the techniques' own fields."""
+"""Space: the recipes that a search may try, from the techniques' own fields and from the engine's settings."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quicksilver import techniques
 from quicksilver.build import plan
 from quicksilver.errors import IllegalRecipeError
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.recipe import Recipe
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
 from quicksilver.sources.gguf_grid import has_grid
 
@@ -24,6 +29,11 @@ class LeftOut:
 
     label: str
     reason: str
+
+
+def start_of(model: Model) -> frozenset[str]:
+    """Return what holds of a model before any technique."""
+    return plan.START | ({"gguf grid"} if model.kind == "gguf" and has_grid(model.path) else frozenset())
 
 
 def variants(cls: type[Technique]) -> Iterator[Technique]:
@@ -40,7 +50,7 @@ def weights(model: Model) -> tuple[list[Technique], list[LeftOut]]:
 
     Of a technique that fits in several ways, such as group sizes, the first is tried: its finest.
     """
-    start = plan.START | ({"gguf grid"} if model.kind == "gguf" and has_grid(model.path) else frozenset())
+    start = start_of(model)
     found: list[Technique] = []
     left_out: list[LeftOut] = []
     for cls in _classes():
@@ -75,31 +85,149 @@ def numerics(way: Technique, model: Model, left_out: list[LeftOut]) -> list[Tech
 
 
 def serving() -> list[Technique]:
-    """Return the techniques that change how tokens are served and not which; those with values to choose come first."""
+    """Return the techniques that are switched on by settings alone, without regard to how weights were rounded."""
     return [
         variant
-        for cls in sorted(_classes(), key=lambda cls: not cls.space())
-        if not cls.builds and not cls.changes_output and cls.needs <= plan.START
+        for cls in _classes()
+        if not cls.builds and cls.needs <= plan.START
         for variant in variants(cls)
+        if variant.settings()
     ]
 
 
-def stacks(first: Sequence[Technique], more: Iterable[Technique]) -> Iterator[tuple[Technique, ...]]:
-    """Yield the legal stacks of `first` with any subset of `more`, small ones first."""
-    options = list(more)
-    for size in range(1, len(options) + 1):
-        for subset in itertools.combinations(options, size):
-            stack = (*first, *subset)
-            try:
-                plan.order(stack, plan.START | {"gguf grid"})
-            except IllegalRecipeError:
-                continue
-            yield stack
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A legal stack with its settings: what a search can try."""
+
+    base: tuple[Technique, ...]
+    """What makes the weights and their numerics."""
+    serving: tuple[Technique, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Those that aren't at their defaults."""
+
+    @property
+    def stack(self) -> tuple[Technique, ...]:
+        return (*self.base, *self.serving)
+
+    @property
+    def numerics(self) -> tuple[Technique, ...]:
+        """What its quality depends on: configurations that share it have one quality."""
+        return (*self.base, *(t for t in self.serving if t.changes_output))
 
 
-def recipe(model: Model, stack: Sequence[Technique], engine: str) -> Recipe:
-    """Return the recipe of a stack for a model."""
-    return Recipe(model=model.source, techniques=tuple(stack), engine=engine)
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One thing that can be chosen. What has no meaning in a configuration, such as a group size without groups, is None there."""
+
+    name: str
+    values: tuple[Any, ...]
+    ordered: bool
+    """Whether neighbouring values are alike."""
+    setting: bool = False
+    """Whether it is a setting of the engine, whose default is a considered choice, and not a technique."""
+    numeric: bool = False
+    """Whether quality depends on it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Space:
+    """Every legal configuration, and where each lies."""
+
+    configurations: tuple[Configuration, ...]
+    dimensions: tuple[Dimension, ...]
+    codes: NDArray[np.int64]
+    """(configurations, dimensions): an index into the dimension's values."""
+
+    def __len__(self) -> int:
+        return len(self.configurations)
+
+    def index(self, configuration: Configuration) -> int | None:
+        """Return the place of a configuration, or None."""
+        return next((n for n, other in enumerate(self.configurations) if other == configuration), None)
+
+
+def combine(
+    bases: Sequence[Sequence[Technique]],
+    more: Sequence[Technique],
+    choices: Mapping[str, Sequence[Any]],
+    start: frozenset[str] = plan.START,
+) -> Space:
+    """Return the space of some bases with any legal choice of further techniques and of settings.
+
+    Techniques that take the same thing exclude each other. A setting that one of the techniques can set is chosen through it; the
+    first of a setting's values is its default.
+    """
+    slots: dict[str, list[Technique]] = {}
+    for technique in more:
+        slots.setdefault(_slot(technique), []).append(technique)
+    through = {name for technique in more for name in technique.settings()}
+    free = {name: tuple(values) for name, values in choices.items() if name not in through and len(values) > 1}
+    settings = [
+        tuple((name, value) for (name, value), values in zip(named, free.values(), strict=True) if value != values[0])
+        for named in (tuple(zip(free, picked, strict=True)) for picked in itertools.product(*free.values()))
+    ]
+    legal: dict[tuple[str, ...], bool] = {}
+    found: list[Configuration] = []
+    for base in bases:
+        for picked in itertools.product(*((None, *options) for options in slots.values())):
+            stack = tuple(t for t in picked if t is not None)
+            names = tuple(t.name() for t in (*base, *stack))
+            if names not in legal:
+                legal[names] = _has_order((*base, *stack), start)
+            if legal[names]:
+                found += [Configuration(tuple(base), stack, chosen) for chosen in settings]
+    return _located(found, free)
+
+
+def _slot(technique: Technique) -> str:
+    """Return what a technique takes, which is what it excludes others from; its own name if it takes nothing."""
+    return min(technique.takes, default=technique.name())
+
+
+def _has_order(stack: Sequence[Technique], start: frozenset[str]) -> bool:
+    try:
+        plan.order(stack, start)
+    except IllegalRecipeError:
+        return False
+    return True
+
+
+def _located(configurations: Sequence[Configuration], free: Mapping[str, tuple[Any, ...]]) -> Space:
+    """Find the dimensions along which configurations differ, and the place of each."""
+    known: dict[str, list[Any]] = {name: list(values) for name, values in free.items()}
+    places: list[dict[str, Any]] = []
+    for configuration in configurations:
+        place: dict[str, Any] = {name: values[0] for name, values in free.items()} | dict(configuration.settings)
+        for technique in configuration.stack:
+            slot = _slot(technique)
+            place[slot] = technique.name()
+            for field, values in technique.space().items():
+                place[f"{slot}: {field}"] = getattr(technique, field)
+                order = known.setdefault(f"{slot}: {field}", [])
+                order += [value for value in values if value not in order]
+        for name, value in place.items():
+            if value not in (order := known.setdefault(name, [])):
+                order.append(value)
+        places.append(place)
+    numerics = {t for configuration in configurations for t in configuration.numerics}
+    dimensions: list[Dimension] = []
+    columns: list[list[int]] = []
+    for name, order in known.items():
+        used = {place.get(name) for place in places}
+        values = tuple(value for value in [None, *order] if value in used)
+        # A field with one value says what its technique's name says.
+        if len(values) > 2 or (len(values) == 2 and not (": " in name and None in values)):
+            ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values if v is not None)
+            numeric = any(name.partition(": ")[0] == _slot(t) for t in numerics)
+            dimensions.append(Dimension(name, values, ordered, setting=name in free, numeric=numeric))
+            columns.append([values.index(place.get(name)) for place in places])
+    codes = np.array(columns, dtype=np.int64).reshape(len(columns), len(places)).T
+    return Space(tuple(configurations), tuple(dimensions), codes)
+
+
+def recipe(model: Model, stack: Sequence[Technique], engine: str, settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
+    """Return the recipe of a stack for a model, with settings that aren't at their defaults."""
+    return Recipe(model=model.source, techniques=tuple(stack), engine=engine, settings=Settings(**dict(settings)))
 
 
 def _classes() -> list[type[Technique]]:

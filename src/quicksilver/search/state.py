@@ -14,7 +14,7 @@ from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.hardware import Price
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.recipe import Recipe
-from quicksilver.nouns.score import Quality
+from quicksilver.nouns.score import Figure, Quality
 from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Workload
 from quicksilver.search import space
@@ -65,6 +65,15 @@ class Search:
     """Prompts of the search split that rounds have taken."""
     entry_s: float | None = None
     """Seconds that one entry took in the last short round."""
+    trials: int | None = None
+    """Recipes to race at most, besides the as-is model and the final; a race that is twice as long counts twice."""
+    trials_used: int = 0
+    quick: bool = False
+    """Try only what builds without calibration, and race the final once."""
+    stopped: str = ""
+    """Why the search ended, after `because`."""
+    cost_model_error: Figure | None = None
+    """The cost model's median absolute error on recipes that it hadn't seen, percent."""
 
     @property
     def baseline(self) -> Entry:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from quicksilver.nouns.technique import Technique
+from quicksilver.nouns.technique import Choices, Technique
 
 
 class ChunkedPrefill(Technique):
@@ -19,7 +19,9 @@ class ChunkedPrefill(Technique):
     lossless = True
 
     tokens: Annotated[
-        int, Field(ge=16, description="in a forward pass at most; those of running streams come first")
+        int,
+        Choices(256, 512, 128),
+        Field(ge=16, description="in a forward pass at most; those of running streams come first"),
     ] = 256
 
     def settings(self) -> Mapping[str, Any]:

@@ -22,7 +22,9 @@ class PromptLookup(Technique):
     lossless = True
 
     tokens: Annotated[
-        int, Choices(12), Field(ge=1, le=32, description="tokens guessed ahead at most; fewer where they don't pay")
+        int,
+        Choices(12, 5, 3),
+        Field(ge=1, le=32, description="tokens guessed ahead at most; fewer where they don't pay"),
     ] = 12
     max_ngram: Annotated[int, Field(ge=1, le=8, description="longest n-gram that is looked up")] = 8
 

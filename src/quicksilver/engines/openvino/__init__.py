@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quicksilver.errors import EngineError
 from quicksilver.nouns.engine import Decoder, Endpoint, Engine
 from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.speculation import SpeculationTable
 from quicksilver.nouns.workload import Prompt
+
+if TYPE_CHECKING:
+    from quicksilver.nouns.hardware import Hardware
 
 
 class OpenVino(Engine):
@@ -37,6 +40,14 @@ class OpenVino(Engine):
         for name in ("openvino", "openvino-tokenizers", "nncf", "optimum-intel", "transformers", "torch"):
             with contextlib.suppress(PackageNotFoundError):
                 found[name] = version(name)
+        return found
+
+    def choices(self, hardware: Hardware, streams: int) -> Mapping[str, tuple[Any, ...]]:
+        # The KV cache is as large as the streams can use, and memory that isn't touched isn't taken: a smaller one only makes
+        # sequences start over. A batch larger than the load, and smaller than the default, serves the same steps.
+        found = dict(super().choices(hardware, streams))
+        del found["kv_cache_gb"]
+        found["max_streams"] = tuple(n for n in found["max_streams"] if n == 64 or n < streams)
         return found
 
     @contextmanager

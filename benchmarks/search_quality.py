@@ -1,0 +1,191 @@
+"""The search against an exhaustive sweep of the same real space: what it finds, in what share of the time, and how steadily.
+
+SmolLM2-135M on hotpotqa at 1 and 8 streams. The sweep races every configuration, beside the as-is model, as long as three short
+races; a search of each seed races what its policy asks for. What a search chose is judged by the sweep's own figure for it. The
+last line is one JSON document. It needs hours and a machine that does nothing else: `--limit` and `--seeds` make it shorter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quicksilver.bench import stats
+from quicksilver.bench.price import price
+from quicksilver.nouns import Goal, Workload
+from quicksilver.search import entries, policy, race, space
+from quicksilver.search.events import Event
+from quicksilver.search.run import open_run
+from quicksilver.search.space import Space
+from quicksilver.search.state import Search
+from quicksilver.sources import models, workloads
+from quicksilver.techniques import make
+from stamp import stamp
+
+BASES = ((), ("int8",), ("int8", {"name": "activations", "group_size": 64}))
+MORE = ("prompt-lookup", "chunked-prefill", "prefix-caching")
+SETTINGS: dict[str, tuple[Any, ...]] = {"max_streams": (64, 4)}
+SWEEP_WEIGHT = 3
+"""Short races that each configuration of the sweep is measured for."""
+TIME_SHARE = 0.1
+LEVEL = 1.96
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What every configuration gains, mean log over the loads."""
+
+    gains: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Found:
+    """What one search chose, by its own measurements, and in what time."""
+
+    index: int
+    gain: float
+    sd: float
+    seconds: float
+    raced: int
+    stopped: str
+
+
+def reduced(limit: int | None = None) -> Space:
+    """Return a space that can be swept: weights that are known to pass, each with what serves it."""
+    bases = [tuple(make(entry) for entry in base) for base in BASES]
+    more = [variant for name in MORE for variant in space.variants(type(make(name)))]
+    whole = space.combine(bases, more, SETTINGS)
+    kept = list(range(len(whole)))[:: max(1, len(whole) // limit)] if limit else list(range(len(whole)))
+    return Space(tuple(whole.configurations[i] for i in kept), whole.dimensions, whole.codes[kept])
+
+
+def start(folder: Path, model: str, load: Workload, engine: str, name: str) -> Search:
+    """Begin a search without a budget, with the as-is model built."""
+    run = open_run(folder, name, {"benchmark": name}, run_id=name, budget_s=1e9, progress=_tell)
+    found = Search(run, models.resolve(model), load, Goal(), price(None, None, 0.0, 3.0, cores=2), engine, name)
+    entries.build(found, entries.add(found, ()), must=True)
+    return found
+
+
+def measure(search: Search, where: Space, batch: Sequence[int], weight: int) -> tuple[dict[int, list[float]], float]:
+    """Race configurations beside the as-is model: log gains by load, and the seconds that it took."""
+    joined = {i: entries.add(search, where.configurations[i].stack, where.configurations[i].settings) for i in batch}
+    for entry in joined.values():
+        if entry.artifact is None:
+            entries.build(search, entry, must=True)
+    counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
+    others = [entry for entry in joined.values() if entry is not search.baseline]
+    seconds = race.go(search, [search.baseline, *others], race.take(search, counts), "race", race.kind_of(weight))
+    rounds = [search.next_round - 1]
+    found: dict[int, list[float]] = {}
+    for index, entry in joined.items():
+        gains = [0.0] * len(counts) if entry is search.baseline else race.gains(search, entry, rounds)
+        if gains is not None:
+            found[index] = gains
+    return found, seconds
+
+
+def sweep(search: Search, where: Space, weight: int = SWEEP_WEIGHT) -> Sweep:
+    """Race everything, in batches beside the as-is model."""
+    swept = Sweep()
+    for first in range(0, len(where), policy.BATCH):
+        batch = range(first, min(first + policy.BATCH, len(where)))
+        found, seconds = measure(search, where, batch, weight)
+        swept.gains |= {index: statistics.mean(gains) for index, gains in found.items()}
+        swept.seconds += seconds
+    return swept
+
+
+def look(search: Search, where: Space, trials: int, seed: int) -> Found:
+    """Let the policy choose what to race."""
+    chooser = policy.Policy(where, loads=len(search.workload.concurrencies), seed=seed)
+    for configuration in where.configurations:
+        chooser.proven(configuration, passes=True)
+    chooser.start(0)
+    spent = 0.0
+    raced = 0
+
+    def run(batch: Sequence[int], weight: int) -> Mapping[int, policy.Shown]:
+        nonlocal spent, raced
+        found, seconds = measure(search, where, batch, weight)
+        spent, raced = spent + seconds, raced + weight * len(batch)
+        return {index: policy.Shown(gains) for index, gains in found.items()}
+
+    best, *_ = policy.search(chooser, run, trials=trials)
+    merits = chooser.merits()
+    return Found(best, float(merits.mean[best]), float(merits.sd[best]), spent, raced, chooser.stopped)
+
+
+def agreement(found: Sequence[Found]) -> dict[str, Any]:
+    """Return how often searches chose the most frequent winner, or one that differs from it by less than their intervals."""
+    (usual, times), *_ = Counter(one.index for one in found).most_common(1)
+    best = next(one for one in found if one.index == usual)
+    equal = sum(abs(one.gain - best.gain) <= LEVEL * math.hypot(one.sd, best.sd) for one in found if one.index != usual)
+    return {"runs": len(found), "same_winner": times, "equal_within_intervals": equal}
+
+
+def document(where: Space, swept: Sweep, found: Sequence[Found]) -> dict[str, Any]:
+    """Return the figures."""
+    best = max(swept.gains.values())
+    shares = [math.exp(swept.gains[one.index] - best) for one in found]
+    times = [one.seconds / swept.seconds for one in found]
+    labels = {i: " + ".join(t.label for t in c.stack) or "as-is" for i, c in enumerate(where.configurations)}
+    (top,) = [i for i, gain in swept.gains.items() if gain == best][:1]
+    return {
+        "benchmark": "search_quality",
+        "configurations": len(where),
+        "sweep": {"seconds": swept.seconds, "best": labels[top], "gain": math.exp(best)},
+        "searches": [
+            {"winner": labels[one.index], "settings": dict(where.configurations[one.index].settings), "share_of_best": share,
+             "time_share": time, "raced": one.raced, "stopped": one.stopped}
+            for one, share, time in zip(found, shares, times, strict=True)
+        ],
+        "share_of_best": {"median": stats.percentiles(shares, (50,))[0], "low": min(shares), "high": max(shares)},
+        "time_share": {"median": stats.percentiles(times, (50,))[0], "low": min(times), "high": max(times)},
+        "stability": agreement(found),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Sweep once, search with each seed, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--limit", type=int, help="configurations of the space, spread evenly")
+    parser.add_argument("--trials", type=int, help="short races of a search; by default a tenth of the sweep's")
+    parser.add_argument("--folder", type=Path, help="keep what was measured there, and go on with it")
+    options = parser.parse_args()
+    load = workloads.load("hotpotqa").model_copy(update={"concurrencies": (1, 8)})
+    where = reduced(options.limit)
+    trials = options.trials or max(4, int(TIME_SHARE * SWEEP_WEIGHT * len(where)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        model = "smollm2-135m-instruct"
+        swept = sweep(start(folder, model, load, "openvino", "sweep"), where)
+        found = []
+        for seed in range(options.seeds):
+            # Each search draws its prompts from another place of the split.
+            search = start(folder, model, load, "openvino", f"search-{seed}")
+            search.used = 37 * seed
+            found.append(look(search, where, trials, seed))
+            print(json.dumps(document(where, swept, found)), file=sys.stderr)
+    print(json.dumps(document(where, swept, found) | stamp()))
+    return 0
+
+
+def _tell(event: Event) -> None:
+    if event.done in (None, 0):
+        print(f"{event.phase}: {event.text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

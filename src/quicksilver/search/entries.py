@@ -1,0 +1,56 @@
+"""Entries: recipes that join a search, and their artefacts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from quicksilver.build import build as building
+from quicksilver.build import plan as planning
+from quicksilver.errors import BuildError, IllegalRecipeError, NotEnoughError
+from quicksilver.nouns.technique import Technique
+from quicksilver.search import space
+from quicksilver.search.state import Entry, Search
+
+PLAIN_BUILD_S, CALIBRATED_BUILD_S = 15.0, 90.0
+"""What a build step takes that was never built here, measured on the 135M."""
+
+
+def add(search: Search, stack: Sequence[Technique], settings: Sequence[tuple[str, Any]] = ()) -> Entry:
+    """Let a recipe join the search, or return the entry that it is already."""
+    recipe = space.recipe(search.model, stack, search.engine, settings)
+    known = next((entry for entry in search.entries if entry.hash == recipe.hash), None)
+    if known is not None:
+        return known
+    entry = Entry(recipe=recipe, stack=tuple(stack))
+    search.entries.append(entry)
+    return entry
+
+
+def build(search: Search, entry: Entry, *, must: bool = False) -> None:
+    """Build an entry's artefact; one that fails is out of the race, with its reason, unless it must succeed."""
+    run = search.run
+    begun = time.monotonic()
+    try:
+        with run.phase("build"):
+            plan = planning.make(entry.recipe, search.model, search.workload.calibration)
+            had = not plan.missing
+            run.tell("build", entry.recipe.label)
+            entry.artifact = building.build(plan, say=lambda text: run.tell("build", text), log=run.log)
+            entry.build_s = 0.0 if had else time.monotonic() - begun
+    except (BuildError, NotEnoughError, IllegalRecipeError) as error:
+        if must:
+            raise
+        entry.status, entry.reason = "failed", str(error)
+
+
+def expected_build_s(search: Search, stack: Sequence[Technique]) -> float:
+    """Seconds that the missing steps took last time; a guess by kind for those that are new."""
+    recipe = space.recipe(search.model, stack, search.engine)
+    made = planning.make(recipe, search.model, search.workload.calibration)
+    scale = max(1.0, search.model.facts.parameters / 135e6)
+    guesses = (
+        scale * (CALIBRATED_BUILD_S if s.technique and s.technique.calibrated else PLAIN_BUILD_S) for s in made.missing
+    )
+    return sum(guess if s.last_s is None else s.last_s for s, guess in zip(made.missing, guesses, strict=True))

@@ -1,0 +1,163 @@
+"""Race: entries measured side by side with the as-is model, in short rounds, longer ones and the final."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from quicksilver.bench import stats
+from quicksilver.nouns.result import Candidate
+from quicksilver.nouns.workload import Prompt
+from quicksilver.search.choice import excess
+from quicksilver.search.outcome import score_of
+from quicksilver.search.state import Entry, Search, artifact_of
+
+FINALISTS = 2
+FINAL_COST = 2.6
+"""A round of the final over a short round, in time (measured on hotpotqa)."""
+FINAL_ROUNDS = 3
+AFTER_S = 20.0
+"""Seconds that are kept for what comes after the final: the winner's table of guesses."""
+UNKNOWN = 64
+"""Entries that there is room for while nobody knows how long one takes."""
+SHORT_TOKENS = 128
+"""Answers of a short race end here: with few prompts, the longest answer would be waited for by all."""
+
+
+def reserve_s(search: Search) -> float:
+    """Seconds that the final needs at least: one round of it, and what comes after."""
+    return AFTER_S + FINAL_COST * (FINALISTS + 1) * (search.entry_s or 0.0)
+
+
+def room(search: Search, weight: int = 1) -> int:
+    """Return how many entries budget and trials have room for in a race beside the as-is model, before the final."""
+    left = UNKNOWN if search.trials is None else max(0, search.trials - search.trials_used) // weight
+    if search.entry_s is None:
+        return left
+    return min(left, max(0, int((search.run.left_s - reserve_s(search)) / (search.entry_s * weight)) - 1))
+
+
+def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1) -> list[Entry]:
+    """Race some entries beside the as-is model, as long as `weight` short rounds; return those that took part.
+
+    Those that the budget has no room for are left out. A race that an interrupted run has finished is taken as it was.
+    """
+    if not entries:
+        return []
+    kept = search.run.records().get(search.next_round)
+    if kept is not None and kept.get("kind") == kind_of(weight):
+        fitting = [entry for entry in entries if entry.hash in kept["recipes"]]
+    else:
+        fitting = list(entries)[: room(search, weight)]
+    for entry in entries:
+        if entry not in fitting and not entry.rounds:
+            entry.status, entry.reason = "left out", "budget or trials were used up before its turn"
+    if not fitting:
+        return []
+    counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
+    loads = take(search, counts)
+    taken_s = go(search, [search.baseline, *fitting], loads, f"short race: {what}", kind_of(weight))
+    search.entry_s = taken_s / weight / (len(fitting) + 1)
+    search.trials_used += weight * len(fitting)
+    return fitting
+
+
+def kind_of(weight: int) -> str:
+    """What a run notes of a race that is as long as so many short rounds."""
+    return f"short race x{weight}"
+
+
+def go(search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[Prompt]], phase: str, kind: str) -> float:
+    """Measure entries in the next round; return the seconds that it took, in this process or one before it."""
+    number = search.next_round
+    search.next_round += 1
+    with search.run.phase("race"):
+        taken_s = search.run.round(
+            number,
+            [(e.hash, artifact_of(e)) for e in entries],
+            loads,
+            search.workload.max_tokens,
+            search.workload.calibration or search.workload.search,
+            phase=phase,
+            kind=kind,
+        )
+    for entry in entries:
+        entry.rounds.append(number)
+    return taken_s
+
+
+def gains(search: Search, entry: Entry, rounds: Sequence[int] | None = None) -> list[float] | None:
+    """Return what an entry makes of the as-is model's figures, the logarithm by load, paired by round; None without any.
+
+    By tokens/s at each concurrency, or where latency counts by the median time of an answer at the lowest.
+    """
+    chosen = entry.rounds if rounds is None else rounds
+    own = search.run.samples(entry.hash, chosen)
+    base = search.run.samples(search.baseline.hash, chosen)
+    loads = search.workload.concurrencies
+    if search.goal.metric == "latency":
+        mine, theirs = (stats.speed(side, min(loads)).e2e_ms for side in (own, base))
+        return [math.log(theirs.p50 / mine.p50)] if mine.count and theirs.count else None
+    ratios = [stats.ratio(own, base, concurrency) for concurrency in loads]
+    found = [math.log(ratio.value) for ratio in ratios if ratio is not None and ratio.value > 0]
+    return found if len(found) == len(loads) else None
+
+
+def gain(search: Search, entry: Entry) -> float:
+    """The mean of an entry's gains over the loads; 0 for the as-is model."""
+    if entry is search.baseline:
+        return 0.0
+    found = gains(search, entry)
+    return sum(found) / len(found) if found else -math.inf
+
+
+def breaks_a_limit(search: Search, entry: Entry) -> bool:
+    """Whether what was measured of an entry so far is over a limit of the goal."""
+    candidate = Candidate(label=entry.recipe.label, recipe={}, recipe_hash=entry.hash, score=score_of(search, entry))
+    return bool(excess(candidate, search.goal))
+
+
+def take(search: Search, counts: dict[int, int]) -> dict[int, Sequence[Prompt]]:
+    """Take the next prompts of the search split for a short race; no two races share one while there are enough."""
+    prompts = search.workload.search
+    taken: dict[int, Sequence[Prompt]] = {}
+    for concurrency, count in counts.items():
+        chosen = [prompts[(search.used + i) % len(prompts)] for i in range(min(count, len(prompts)))]
+        most = [min(p.max_tokens or search.workload.max_tokens, SHORT_TOKENS) for p in chosen]
+        taken[concurrency] = [p.model_copy(update={"max_tokens": n}) for p, n in zip(chosen, most, strict=True)]
+        search.used += count
+    return taken
+
+
+def final(search: Search) -> tuple[list[Entry], list[int]]:
+    """Race the best again, longer and on prompts that nothing was raced on: the evaluation split, which the gate has read.
+
+    Return those that took part, the as-is model first, and the rounds.
+    """
+    ready = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e.artifact is not None]
+    ranked = sorted(ready, key=lambda e: (breaks_a_limit(search, e), -gain(search, e)))
+    finalists = ranked[:FINALISTS]
+    for entry in ranked[FINALISTS:]:
+        entry.reason = "the short race left it behind"
+    prompts = list(search.workload.evaluation)
+    counts = {c: (4 if c == 1 else 2 * c) for c in search.workload.concurrencies}
+    per_round = sum(counts.values())
+    rounds = max(1, min(1 if search.quick else FINAL_ROUNDS, len(prompts) // max(1, per_round)))
+    entries = [search.baseline, *finalists]
+    taken: list[int] = []
+    for index in range(rounds):
+        batch = prompts[index * per_round : (index + 1) * per_round] or prompts
+        loads: dict[int, Sequence[Prompt]] = {}
+        start = 0
+        for concurrency, count in counts.items():
+            loads[concurrency] = batch[start : start + count] or batch[:count]
+            start += count
+        begun = time.monotonic()
+        go(search, entries, loads, "final race", "final")
+        taken.append(search.next_round - 1)
+        if search.run.left_s < AFTER_S + time.monotonic() - begun:
+            break
+    for entry in entries:
+        entry.rounds = taken
+    return entries, taken

@@ -1,0 +1,243 @@
+"""Serving: which techniques and settings to serve the proven weights with, by the policy and in races."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from quicksilver import engines
+from quicksilver.bench import stats
+from quicksilver.errors import IllegalRecipeError
+from quicksilver.hardware import detect
+from quicksilver.nouns.score import Figure
+from quicksilver.nouns.technique import Technique
+from quicksilver.search import entries, fit, policy, proof, race, space
+from quicksilver.search.policy import Policy, Rungs, Shown
+from quicksilver.search.space import Configuration, LeftOut, Space
+from quicksilver.search.state import Entry, Search
+
+RUNGS: Rungs = ((4, 2),)
+"""The last rung is the final."""
+
+
+def explore(search: Search) -> None:
+    """Race what the policy asks for: every proven way to round weights with any techniques and settings that serve it.
+
+    Each technique comes alone first, on the best weights: that is what a stack is set against. Quality is measured only for
+    numerics that are new, since settings and lossless techniques leave it as it is.
+    """
+    proven = [search.baseline, *(e for e in search.entries[1:] if e.status == "measured" and e.artifact is not None)]
+    where = _space(search, proven)
+    chooser = Policy(where, loads=1 if search.goal.metric == "latency" else len(search.workload.concurrencies))
+    _drop_what_does_not_fit(search, chooser)
+    for entry in proven:
+        index = where.index(Configuration(entry.stack))
+        if index is None:
+            continue
+        chooser.proven(where.configurations[index], passes=True, loss=_loss(search, entry))
+        _tell(search, chooser, index, entry)
+    hashes = {name: index for index, name in enumerate(_hashes(search, where))} if search.run.resumed else {}
+    alone = iter([_alone(chooser)])
+
+    def before() -> Sequence[int] | None:
+        """What an interrupted run has raced next, and to begin with each technique alone."""
+        first = next(alone, [])
+        kept = search.run.records().get(search.next_round)
+        if kept is None:
+            return first[: race.room(search)] or None
+        return kept_of(1)
+
+    def kept_of(weight: int) -> list[int]:
+        """What an interrupted run has raced next, if that was a race of such a length."""
+        kept = search.run.records().get(search.next_round, {})
+        names = kept.get("recipes", []) if kept.get("kind") == race.kind_of(weight) else []
+        return [hashes[name] for name in names if name in hashes and name != search.baseline.hash]
+
+    def measure(batch: Sequence[int], weight: int) -> Mapping[int, Shown]:
+        batch = kept_of(weight) or batch
+        joined = {index: _join(search, chooser, index) for index in batch}
+        ready = [entry for entry in joined.values() if entry.status == "measured"]
+        raced = race.race(search, ready, f"{len(ready)} ways to serve", weight)
+        found: dict[int, Shown] = {}
+        for index, entry in joined.items():
+            if entry.status == "screened":
+                found[index] = Shown(None, _loss(search, entry))
+            elif entry in raced and (gains := race.gains(search, entry, [search.next_round - 1])) is not None:
+                found[index] = Shown(gains, _loss(search, entry))
+        return found
+
+    left = max(0, (search.trials or len(where)) - search.trials_used)
+    policy.search(
+        chooser,
+        measure,
+        trials=left,
+        rungs=RUNGS,
+        room=lambda weight: race.room(search, weight),
+        before=before,
+        tell=lambda chooser, batch: _say(search, chooser, batch),
+        breaks=lambda index: race.breaks_a_limit(search, _entry(search, where, index)),
+    )
+    search.stopped = chooser.stopped
+    _account(search, chooser)
+
+
+def over_memory(search: Search, stack: Sequence[Technique], settings: Sequence[tuple[str, object]] = ()) -> str | None:
+    """Say with the arithmetic why a stack can't keep to the goal's memory, or None."""
+    limit = search.goal.memory_mb
+    if limit is None:
+        return None
+    effective = space.recipe(search.model, stack, search.engine, settings).effective_settings()
+    needed = fit.fit(search.model.facts, stack, effective, _load(search), _runtime_mb(search))
+    return needed.sentence(limit) if needed.exceeds(limit) else None
+
+
+def _space(search: Search, proven: Sequence[Entry]) -> Space:
+    """The space over the proven stacks: all legal choices of serving techniques, and of the engine's settings."""
+    more = []
+    for technique in space.serving():
+        try:
+            technique.check(search.model.facts)
+        except IllegalRecipeError as error:
+            search.left_out.append(LeftOut(technique.label, str(error)))
+            continue
+        more.append(technique)
+    streams = max(search.workload.concurrencies)
+    choices = engines.find(search.engine).choices(detect(), streams)
+    return space.combine([entry.stack for entry in proven], more, choices, space.start_of(search.model))
+
+
+def _hashes(search: Search, where: Space) -> list[str]:
+    return [space.recipe(search.model, c.stack, search.engine, c.settings).hash for c in where.configurations]
+
+
+def _loss(search: Search, entry: Entry) -> float | None:
+    """An entry's quality loss as a share of the limit; None if it isn't known."""
+    loss = entry.quality.loss_percent if entry.quality is not None else None
+    return None if loss is None else loss.value / max(search.goal.max_quality_loss, 1e-3)
+
+
+def _alone(chooser: Policy) -> list[int]:
+    """The configurations of the best weights with one technique more, in its first form; of those that need no proof."""
+    ranked = chooser.ranked()
+    best = chooser.space.configurations[ranked[0]].base if ranked else ()
+    found: dict[str, int] = {}
+    for index, configuration in enumerate(chooser.space.configurations):
+        if configuration.base == best and len(configuration.serving) == 1 and not configuration.settings:
+            technique = configuration.serving[0]
+            if not technique.changes_output and chooser.may(index):
+                found.setdefault(technique.name(), index)
+    return list(found.values())
+
+
+def _entry(search: Search, where: Space, index: int) -> Entry:
+    configuration = where.configurations[index]
+    return entries.add(search, configuration.stack, configuration.settings)
+
+
+def _join(search: Search, chooser: Policy, index: int) -> Entry:
+    """Build a configuration's entry. Its quality is that of its weights and numerics, which is measured if it never was."""
+    configuration = chooser.space.configurations[index]
+    entry = _entry(search, chooser.space, index)
+    if entry.artifact is None and entry.status == "measured":
+        entries.build(search, entry)
+    if entry.status != "measured" or entry.quality is not None:
+        return entry
+    numerics = set(configuration.numerics)
+    same = next((e for e in search.entries if e.quality is not None and _numerics(e) == numerics), None)
+    if same is not None:
+        entry.quality, entry.logprobs = same.quality, same.logprobs
+    else:
+        proof.prove(search, entry)
+    return entry
+
+
+def _numerics(entry: Entry) -> set[Technique]:
+    return {t for t in entry.stack if t.builds or t.changes_output}
+
+
+def _tell(search: Search, chooser: Policy, index: int, entry: Entry) -> None:
+    """Tell the policy what earlier races have shown of an entry."""
+    if entry is search.baseline:
+        chooser.start(index)
+    elif entry.rounds and (gains := race.gains(search, entry)) is not None:
+        chooser.tell(index, gains, len(entry.rounds))
+        if race.breaks_a_limit(search, entry):
+            chooser.close([index])
+
+
+def _load(search: Search) -> fit.Load:
+    workload = search.workload
+    longest = max((len(ids) for ids in search.token_ids.values()), default=0)
+    answer = max((p.max_tokens or workload.max_tokens for p in workload.evaluation), default=workload.max_tokens)
+    return fit.Load(max(workload.concurrencies), longest + answer)
+
+
+def _runtime_mb(search: Search) -> float:
+    """What the as-is model's server was seen to take beyond weights, cache and activations; a guess before it was raced."""
+    seen = [entry["memory_mb"] for entry in search.run.servers(search.baseline.hash) if entry["memory_mb"]]
+    if not seen:
+        return fit.RUNTIME_MB
+    settings = search.baseline.recipe.effective_settings()
+    rest = fit.fit(search.model.facts, search.baseline.stack, settings, _load(search), 0.0)
+    return max(0.0, max(seen) - rest.total)
+
+
+def _drop_what_does_not_fit(search: Search, chooser: Policy) -> None:
+    """Close what the memory limit rules out, with one line of arithmetic for each stack."""
+    said: set[tuple[Technique, ...]] = set()
+    dropped = []
+    for index, configuration in enumerate(chooser.space.configurations):
+        if search.goal.memory_mb is None:
+            return
+        if (why := over_memory(search, configuration.stack, configuration.settings)) is None:
+            continue
+        dropped.append(index)
+        if configuration.stack not in said:
+            said.add(configuration.stack)
+            label = space.recipe(search.model, configuration.stack, search.engine, configuration.settings).label
+            search.left_out.append(LeftOut(label, why))
+    chooser.close(dropped)
+
+
+def _say(search: Search, chooser: Policy, batch: Sequence[int]) -> None:
+    """Tell whoever watches what is best so far, and why the search goes on."""
+    ranked = chooser.ranked()
+    if ranked:
+        configuration = chooser.space.configurations[ranked[0]]
+        label = space.recipe(search.model, configuration.stack, search.engine, configuration.settings).label
+        factor = math.exp(chooser.merits().mean[ranked[0]])
+        search.run.best = f"best so far: {label}, {factor:.2f}x"
+    why = f"{len(batch)} more, {chooser.why}" if chooser.why else f"{len(batch)} more"
+    search.run.tell("search", why, search.trials_used, search.trials)
+
+
+def _account(search: Search, chooser: Policy) -> None:
+    """Keep what the cost model ruled out, and how far it was off on what it hadn't seen."""
+    where = chooser.space
+    ruled = chooser.ruled_out()
+    ranked = chooser.ranked()
+    if ruled and ranked:
+        most = max(ruled, key=lambda index: float(chooser.merits().high[index]))
+        best = chooser.space.configurations[ranked[0]]
+        label = space.recipe(search.model, best.stack, search.engine, best.settings).label
+        search.left_out.append(
+            LeftOut(
+                f"{len(ruled)} of {len(where):,} configurations",
+                f"fitted to {chooser.measured} that were measured, the cost model gives them at most "
+                f"{math.exp(chooser.merits().high[most]):.2f}x of as-is even at its optimistic end, where {label} has "
+                f"{math.exp(chooser.merits().mean[ranked[0]]):.2f}x",
+            )
+        )
+    errors = [
+        100 * abs(math.exp(predicted - measured) - 1)
+        for forecast in chooser.forecasts
+        for predicted, measured in zip(forecast.predicted, forecast.measured, strict=True)
+    ]
+    if errors:
+        (median,) = stats.percentiles(errors, (50,))
+        search.cost_model_error = Figure(value=median, unit="%", count=len(errors))
+    untried = len(where) - chooser.measured - len(ruled)
+    search.run.remark(
+        f"The search measured {chooser.measured} of {len(where):,} configurations and ended because {search.stopped}; "
+        f"{len(ruled):,} were ruled out by the cost model and {untried:,} not tried."
+    )

@@ -1,0 +1,73 @@
+"""The benchmark of the search against a sweep, through its functions, on the fake engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from quicksilver.sources import workloads
+from quicksilver.testing.tiny import make_tiny_model
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("search_quality", BENCHMARKS / "search_quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "search_quality", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_sweep_and_searches_of_the_same_space(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(benchmark, "BASES", ((), ("int8",)))
+    monkeypatch.setattr(benchmark, "MORE", ("prefix-caching",))
+    monkeypatch.setattr(benchmark, "SETTINGS", {})
+    model = str(make_tiny_model(tmp_path / "tiny"))
+    file = tmp_path / "w.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": f"Question {n}?", "max_tokens": 4}) + "\n" for n in range(40)), encoding="utf-8"
+    )
+    load = workloads.load(str(file)).model_copy(update={"concurrencies": (1, 2)})
+    where = benchmark.reduced()
+    assert len(where) == 4
+    swept = benchmark.sweep(benchmark.start(tmp_path / "runs", model, load, "fake", "sweep"), where, 1)
+    assert set(swept.gains) == {0, 1, 2, 3}
+    assert swept.gains[0] == 0.0
+    found = benchmark.look(benchmark.start(tmp_path / "runs", model, load, "fake", "search"), where, 4, 0)
+    assert 0 < found.raced <= 4
+    document = benchmark.document(where, swept, [found])
+    assert 0 < document["share_of_best"]["median"] <= 1
+    assert document["stability"] == {"runs": 1, "same_winner": 1, "equal_within_intervals": 0}
+    # What was measured is kept: the same sweep again takes what is there.
+    again = benchmark.sweep(benchmark.start(tmp_path / "runs", model, load, "fake", "sweep"), where, 1)
+    assert again.gains == swept.gains
+
+
+def test_winners_that_differ_by_less_than_their_intervals_are_equal(benchmark: ModuleType) -> None:
+    def one(index: int, gain: float) -> object:
+        return benchmark.Found(index, gain, 0.02, 1.0, 4, "")
+
+    assert benchmark.agreement([one(1, 0.5), one(1, 0.5), one(2, 0.52), one(3, 0.9)]) == {
+        "runs": 4,
+        "same_winner": 2,
+        "equal_within_intervals": 1,
+    }
+
+
+def test_a_limit_keeps_the_model_as_it_comes(benchmark: ModuleType) -> None:
+    where = benchmark.reduced(10)
+    assert 10 <= len(where) <= 20
+    assert where.configurations[0].stack == ()

@@ -81,7 +81,8 @@ def test_a_candidate_passes_or_fails(
     assert found.quality.kl is not None and found.quality.kl.value >= 0
     assert found.quality.own_loss_percent is not None
     assert found.remarks == ()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["answers-as-is.jsonl", "answers-candidate.jsonl"]
+    names = ["answers-as-is.jsonl", "answers-candidate.jsonl", "logprobs-as-is.jsonl", "logprobs-candidate.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_the_command_says_it_in_words_and_by_its_exit_code(

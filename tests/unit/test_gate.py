@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quicksilver.bench import gate
+from quicksilver.bench import columns, gate
 from quicksilver.bench.quality import Evaluation, PromptLogprobs, compare
-from quicksilver.bench.report import load_result
+from quicksilver.bench.report import load_result, markdown
 from quicksilver.nouns import Goal, Prompt, Sample
 from quicksilver.nouns.score import Judgement
 from quicksilver.search.choice import choose, excess
@@ -240,3 +240,20 @@ def test_what_has_not_passed_cannot_win() -> None:
     assert "undecided" in why and "would decide" in why
     assert not found[1].eligible
     assert excess(held, GOAL)[0][1] >= 1
+    shown = result.model_copy(update={"candidates": tuple(found), "best": best, "why": why})
+    heads, cells = columns.quality_details(shown)
+    assert cells[1][1][heads.index("gate")].main == "undecided"
+    quality = next(c for c in columns.columns(shown, [1]) if c.head == "quality")
+    assert quality.cell(found[1]).over, "however small its value is"
+    assert "would decide" in markdown(shown)
+
+
+def test_why_a_winner_passes_is_said() -> None:
+    result = load_result(Path(__file__).parents[1] / "golden" / "result.json")
+    base, fast = next(c for c in result.candidates if c.baseline), result.candidate(result.best or "")
+    assert fast is not None
+    passing = compare(Evaluation(read(0.001)), Evaluation(read(0)), goal=GOAL)
+    held = fast.model_copy(update={"score": fast.score.model_copy(update={"quality": passing})})
+    _, best, why = choose([base, held], result.goal)
+    assert best == fast.label
+    assert "It passes the gate: quality loss 0.10 % is at most 0.10 %" in why

@@ -8,6 +8,7 @@ from typing import Literal
 
 from quicksilver.bench import findings
 from quicksilver.nouns import Candidate, Figure, Goal, Result, SpeculationTable
+from quicksilver.nouns.score import Preference
 
 Mark = Literal["winner", "as-is", "over", ""]
 
@@ -182,7 +183,7 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
     having = [(c.label, c.score.quality) for c in findings.measured(result) if c.score.quality is not None]
     tasks = list(dict.fromkeys(name for _, quality in having for name in quality.task))
     heads = ["gate", "perplexity", "KL, nats", "divergence, nats", "loss on own answers, %", "KL there, nats", "same answers, %",
-             "same start, %", *tasks, "task loss, %", "tokens"]  # fmt: skip
+             "same start, %", *tasks, "task loss, %", "preferred by the judge, %", "tokens"]  # fmt: skip
     rows = [
         (
             label,
@@ -197,6 +198,7 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
                 _share(quality.common_prefix),
                 *(_ranged(quality.task.get(name)) for name in tasks),
                 _ranged(quality.task_loss_percent),
+                _preferred(quality.preference),
                 Cell(f"{quality.tokens:,}") if quality.tokens else Cell(),
             ],
         )
@@ -217,6 +219,14 @@ def speculation_details(table: SpeculationTable) -> tuple[list[str], list[list[s
         ]
         rows.append([str(streams), *cells])
     return heads, rows
+
+
+def _preferred(preference: Preference | None) -> Cell:
+    if preference is None:
+        return Cell()
+    between = findings.interval(preference.rate, lambda share: f"{100 * share:.0f}")
+    counts = f"{preference.wins} better, {preference.losses} worse, {preference.ties} equal"
+    return Cell(f"{100 * preference.rate.value:.0f}", between, counts)
 
 
 def _share(share: float | None) -> Cell:

@@ -32,13 +32,14 @@ class Versus:
     goal: Goal
     metrics: Sequence[TaskMetric]
     out: Path
-    """A folder for the raw samples."""
+    """A folder for the answers and the log-probabilities."""
     streams: int = 4
     judge: Judge | None = None
     on_progress: Progress = lambda *_: None
     remarks: list[str] = field(default_factory=list)
     token_ids: dict[str, list[int]] = field(default_factory=dict)
     own: dict[str, list[int]] = field(default_factory=dict)
+    _kept: dict[str, list[PromptLogprobs]] = field(default_factory=dict)
 
     @property
     def answered(self) -> bool:
@@ -121,10 +122,18 @@ class Versus:
         return found
 
     def _read(self, endpoint: Endpoint, prompts: Sequence[Prompt], name: str) -> list[PromptLogprobs]:
-        def progress(done: int, total: int) -> None:
-            self.on_progress(f"{name}: read", done, total)
+        """Read prompts, and keep what was read beside the answers."""
+        total = len(self.workload.evaluation)
+        kept = self._kept.setdefault(name, [])
+        before = len(kept)
 
-        return judging.evaluate_texts(endpoint, prompts, token_ids=self.token_ids, own=self.own, on_progress=progress)
+        def progress(done: int, _: int) -> None:
+            self.on_progress(f"{name}: read", before + done, total)
+
+        found = judging.evaluate_texts(endpoint, prompts, token_ids=self.token_ids, own=self.own, on_progress=progress)
+        kept += found
+        judging.write_logprobs(self.out / f"logprobs-{name}.jsonl", kept)
+        return found
 
     def _answers(self, endpoint: Endpoint, name: str) -> list[Sample]:
         if not self.answered:

@@ -89,6 +89,9 @@ def _why(best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candid
     gains = [f"{s.ratio.value:.2f}x at {_streams(s)}" for s in best.score.speed if s.ratio is not None]
     if gains and not best.baseline:
         sentences.append(f"Against the model as it comes it serves {' and '.join(gains)}.")
+    judged_quality = best.score.quality.judgement if best.score.quality is not None else None
+    if judged_quality is not None:
+        sentences.append(f"It passes the gate: {judged_quality.reason}.")
     rivals = sorted((c for c in eligible if c is not best), key=lambda c: -merit(c.score, goal))
     if rivals:
         lag = 100 * (1 - merit(rivals[0].score, goal) / merit(best.score, goal))

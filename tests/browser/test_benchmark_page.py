@@ -41,6 +41,7 @@ def write(variant: str, folder: Path) -> Path:
         ("searched", {"media": "print", "width": 740}, 4),
         ("plain", {"width": 400}, 3),
         ("evil", {"width": 400}, 3),
+        ("open_loop", {}, 3),
         ("nothing_answered", {}, 0),
     ],
     ids=str,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from quicksilver.bench.load_table import samples_of
 from quicksilver.bench.price import cost, price
 from quicksilver.bench.slo import goodput
 from quicksilver.bench.slo_search import search, streams
-from quicksilver.bench.stats import speed
-from quicksilver.nouns import Benchmark, Hardware, Sample, Slo
+from quicksilver.bench.stats import figures, speed
+from quicksilver.nouns import Arrivals, Benchmark, Hardware, Sample, Slo
 
 EVIL = "tiny <script>alert('x')</script> & \"q\" | [red]`b`[/red] \x1b[31m"
 SLO = Slo.parse("ttft_p95<500ms,itl_p95<40ms,errors<2%")
@@ -64,6 +66,31 @@ def searched(*, slo: Slo = SLO) -> tuple[Benchmark, list[Sample]]:
     found = search(measure, slo, streams())
     document = _document(every, [round(attempt.load) for attempt in found.attempts], slo=slo)
     return document.model_copy(update={"search": found, "goodputs": tuple(a.goodput for a in found.attempts)}), every
+
+
+def open_loop() -> tuple[Benchmark, list[Sample]]:
+    """Requests at moments of their own: some a second, whatever the server does."""
+    every = []
+    rates = (2.0, 5.0)
+    for number, rate in enumerate(rates):
+        for n, s in enumerate(samples_at(4, 80, number)):
+            shift = 1000.0 * number + n / rate - s.scheduled
+            moved = [moment + shift for moment in s.arrivals]
+            every.append(
+                replace(
+                    s, concurrency=512, load=f"{rate:g}/s", scheduled=s.scheduled + shift, sent=s.sent + shift, first=moved[0],
+                    arrivals=moved, end=s.end + shift,
+                )
+            )  # fmt: skip
+    found = _document(every, (), slo=SLO)
+    speeds = tuple(figures(every, Arrivals.poisson(rate)) for rate in rates)
+    return found.model_copy(
+        update={
+            "speeds": speeds,
+            "costs": (None, None),
+            "goodputs": tuple(goodput(samples_of(every, s), SLO) for s in speeds),
+        }
+    ), every
 
 
 def evil() -> tuple[Benchmark, list[Sample]]:

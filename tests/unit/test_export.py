@@ -78,7 +78,9 @@ def test_every_form_carries_version_machine_command_and_settings(build: Build, f
 
 
 @pytest.mark.parametrize("form", [f for f in FORMATS if f != "aiperf"])
-@pytest.mark.parametrize("build", [loads.evil, loads.nothing_answered], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [loads.evil, loads.nothing_answered, loads.open_loop], ids=lambda build: build.__name__
+)
 def test_odd_benchmarks_can_be_written(build: Build, form: Format) -> None:
     found, samples = build()
     text = export.text(found, samples, form)
@@ -118,6 +120,15 @@ def test_aiperf_takes_one_load_and_of_a_search_the_one_that_was_found() -> None:
     assert document["input_config"]["phases"][0]["concurrency"] == found.search.best
     none, samples = loads.searched(slo=Slo.parse("ttft_p95<5ms"))
     assert json.loads(export.text(none, samples, "aiperf"))["input_config"]["phases"][0]["concurrency"] == 1
+
+
+def test_an_open_loop_is_told_by_its_rate() -> None:
+    found, samples = loads.open_loop()
+    assert "2/s" in export.text(found, samples, "md")
+    one = found.model_copy(update={"speeds": found.speeds[1:], "costs": (None,), "goodputs": found.goodputs[1:]})
+    document = json.loads(export.text(one, samples, "aiperf"))
+    assert document["input_config"]["phases"] == [{"name": "profiling", "requests": 80, "type": "poisson", "rate": 5.0}]
+    assert document["request_count"]["avg"] == 80, "the other rate's requests aren't this one's"
 
 
 def test_aiperf_has_its_own_definitions() -> None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from quicksilver.bench.load_table import samples_of
 from quicksilver.bench.slo import goodput
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.sample import Sample
+from quicksilver.nouns.score import Speed
 
 FILE_NAME = "profile_export_aiperf.json"
 SCHEMA_VERSION = "1.4"
@@ -32,7 +34,7 @@ def aiperf(found: Benchmark, samples: Sequence[Sample]) -> str:
         raise BadInputError(
             f"AIPerf's form has one load in a file, and {len(found.speeds)} were measured; choose one, such as --streams 8."
         )
-    chosen = [s for s in samples if not s.warmup and s.concurrency == found.speeds[0].concurrency]
+    chosen = samples_of(samples, found.speeds[0])
     document = _identity(found, chosen) | _metrics(found, chosen)
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -41,7 +43,6 @@ def _identity(found: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
     ended = datetime.fromisoformat(found.created)
     # The document is dated at the end of the run; Samples are on a clock that knows no date.
     begun = ended - timedelta(seconds=_span_s(samples))
-    concurrency = found.speeds[0].concurrency
     return {
         "schema_version": SCHEMA_VERSION,
         "benchmark_id": found.hash,
@@ -49,9 +50,7 @@ def _identity(found: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
             "models": {"items": [{"name": found.model}]},
             "endpoint": {"urls": [found.target], "type": "chat", "streaming": True},
             "datasets": [{"name": found.workload, "type": "file", "path": found.workload}],
-            "phases": [
-                {"name": "profiling", "type": "concurrency", "concurrency": concurrency, "requests": len(samples)}
-            ],
+            "phases": [{"name": "profiling", "requests": len(samples), **_phase(found.speeds[0])}],
         },
         "run_info": {
             "benchmark_id": found.hash,
@@ -68,6 +67,15 @@ def _identity(found: Benchmark, samples: Sequence[Sample]) -> dict[str, Any]:
             include={"version", "command", "target", "model", "workload", "settings", "hardware", "tools", "notes"},
         ),
     }
+
+
+def _phase(speed: Speed) -> dict[str, Any]:
+    """The load, as AIPerf names it; of a ramp the most streams, or the mean rate."""
+    if speed.arrivals in ("poisson", "constant"):
+        return {"type": speed.arrivals, "rate": speed.rate_per_s}
+    if speed.arrivals == "trace":
+        return {"type": "fixed_schedule"}
+    return {"type": "concurrency", "concurrency": speed.concurrency}
 
 
 def _errors(samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -8,12 +8,13 @@ from typing import Any
 from quicksilver.bench import charts
 from quicksilver.bench.charts import Chart
 from quicksilver.bench.findings import number
-from quicksilver.bench.load_table import load_words
+from quicksilver.bench.load_table import load_words, samples_of
 from quicksilver.bench.slo_search import amount
 from quicksilver.bench.stats import percentiles
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.sample import Sample
-from quicksilver.nouns.slo_search import SloSearch
+from quicksilver.nouns.score import Speed
+from quicksilver.nouns.slo_search import LoadUnit, SloSearch
 
 COLOURS = tuple(f"var(--series-{n})" for n in (6, 1, 3, 2, 4, 5))
 HEIGHT = 260
@@ -92,10 +93,11 @@ def _by_load(found: Benchmark) -> list[Chart | None]:
     """Throughput and latency by load, where there are several."""
     if len(found.speeds) < 2:
         return []
-    ordered = sorted(found.speeds, key=lambda s: s.concurrency)
+    ordered = sorted(found.speeds, key=_load)
+    unit: LoadUnit = "streams" if ordered[0].arrivals == "closed" else "requests/s"
     rates = [
         {
-            "load": s.concurrency,
+            "load": _load(s),
             "name": "tokens/s",
             "value": s.tokens_per_s.value,
             "low": s.tokens_per_s.value if s.tokens_per_s.low is None else s.tokens_per_s.low,
@@ -104,21 +106,33 @@ def _by_load(found: Benchmark) -> list[Chart | None]:
         for s in ordered
     ]
     times = [
-        {"load": s.concurrency, "name": name, "value": value, "low": value, "high": value}
+        {"load": _load(s), "name": name, "value": value, "low": value, "high": value}
         for s in ordered
         for name, latency in (("TTFT p95", s.ttft_ms), ("ITL p95", s.itl_ms))
         if latency.count and (value := latency.p95)
     ]
     return [
         _lines(
-            rates, "throughput", "Throughput by load", "tokens/s, all streams", "Bars are the intervals of the table."
+            rates, "throughput", "Throughput by load", "tokens/s", "Bars are the intervals of the table.", load=unit
         ),
-        _lines(times, "latency", "Latency by load", "ms", "p95 of all requests; the scale is logarithmic.", log=True),
+        _lines(
+            times,
+            "latency",
+            "Latency by load",
+            "ms",
+            "p95 of all requests; the scale is logarithmic.",
+            load=unit,
+            log=True,
+        ),
     ]
 
 
+def _load(speed: Speed) -> float:
+    return speed.rate_per_s if speed.arrivals != "closed" and speed.rate_per_s is not None else speed.concurrency
+
+
 def _lines(
-    rows: list[dict[str, Any]], name: str, title: str, unit: str, words: str, *, log: bool = False
+    rows: list[dict[str, Any]], name: str, title: str, unit: str, words: str, *, load: LoadUnit, log: bool = False
 ) -> Chart | None:
     import altair as alt
 
@@ -128,7 +142,7 @@ def _lines(
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X(
             "load:Q",
-            title="streams",
+            title=load,
             scale=alt.Scale(type="log", base=2, nice=False, padding=14),
             axis=alt.Axis(values=loads, format="~g", labelOverlap=True),
         ),
@@ -141,7 +155,7 @@ def _lines(
         base.mark_line(strokeWidth=2).encode(y=y),
         base.mark_point(filled=True, size=60, opacity=1).encode(y=y),
     )
-    said = "; ".join(f"{row['name']} at {amount(row['load'], 'streams')}: {number(row['value'])}" for row in rows)
+    said = "; ".join(f"{row['name']} at {amount(row['load'], load)}: {number(row['value'])}" for row in rows)
     chart = alt.layer(*([] if log else [bars]), line, points, description=f"{title}. {said}")
     return charts.finish(chart, HEIGHT, name=name, title=title, text=words, section="loads")
 
@@ -151,11 +165,11 @@ def _waiting(found: Benchmark, samples: Sequence[Sample]) -> Chart | None:
     import altair as alt
 
     rows: list[dict[str, Any]] = []
-    for speed in sorted(found.speeds, key=lambda s: s.concurrency)[: len(COLOURS)]:
+    for speed in sorted(found.speeds, key=_load)[: len(COLOURS)]:
         times = [
             (s.first - s.scheduled) * 1000
-            for s in samples
-            if s.first is not None and s.error is None and not s.warmup and s.concurrency == speed.concurrency
+            for s in samples_of(samples, speed)
+            if s.first is not None and s.error is None
         ]
         if len(times) > 1:
             values = percentiles(times, POINTS)

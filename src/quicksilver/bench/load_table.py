@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quicksilver.bench.findings import dollars, interval, number, plain
 from quicksilver.bench.slo_search import amount, room
 from quicksilver.nouns.benchmark import Benchmark
+from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Cost, Latency, Speed
 from quicksilver.nouns.slo_search import Goodput, SloSearch
 
@@ -62,6 +64,15 @@ def load_words(speed: Speed) -> str:
     """A load in words, and whether its figures stand."""
     words = speed.load or amount(speed.concurrency, "streams")
     return words if speed.valid else f"{words}: invalid"
+
+
+def samples_of(samples: Sequence[Sample], speed: Speed) -> list[Sample]:
+    """Return the Samples that a load's figures come from."""
+    return [
+        s
+        for s in samples
+        if not s.warmup and s.load == speed.load and (speed.load or s.concurrency == speed.concurrency)
+    ]
 
 
 def share(met: Goodput) -> str:

@@ -241,7 +241,10 @@ def benchmark(
     if searching:
         load = _many_prompts(str(workload), prompts, seed)
     else:
-        load = _workload(str(workload), prompts, seed, (1, 8) if streams is None else streams)
+        replayed = arrivals == "trace" and trace is None
+        if replayed and rounds != 1:
+            raise BadInputError("A recorded trace is replayed in one round, or it would come in parts.")
+        load = _workload(str(workload), prompts, seed, (1, 8) if streams is None else streams, trace=replayed)
         given = given or loads(streams=load.concurrencies)
         # What can't be is said before a server is started.
         measure.plan(load, given or (), rounds, repeat=repeat_prompts)
@@ -558,10 +561,12 @@ def _rebased(recipe: Recipe, model: Model, engine: str, *, accept_licence: bool)
     return recipe.model_copy(update={"model": model.source})
 
 
-def _workload(spec: str, prompts: int | None, seed: int, streams: Sequence[int] | None) -> Workload:
+def _workload(
+    spec: str, prompts: int | None, seed: int, streams: Sequence[int] | None, *, trace: bool = False
+) -> Workload:
     from quicksilver.sources import workloads
 
-    load = workloads.load(spec, prompts=prompts, seed=seed)
+    load = workloads.load(spec, prompts=prompts, seed=seed, trace=trace)
     if streams is None:
         return load
     if not streams or any(s < 1 for s in streams):

@@ -21,6 +21,7 @@ import pytest
 from disks import small_disk
 from gateways import CHAT, Puppet, faked, refused, running
 
+from quicksilver import api
 from quicksilver.bench.load import run_load
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Burst, Endpoint
@@ -113,16 +114,21 @@ def test_a_record_without_prompts_is_a_workload_of_the_same_shapes(
     path = tmp_path / "record.jsonl"
     with recorded(folder, tokenizer, path) as endpoint:
         written(path, everything(endpoint, tokenizer))
-        load = workloads.load(str(path), trace=True)
+        kept = tmp_path / "kept.jsonl"  # what comes now is recorded as well
+        kept.write_bytes(path.read_bytes())
+        load = workloads.load(str(kept), trace=True)
         prompts = sorted([*load.calibration, *load.search, *load.evaluation], key=lambda p: p.arrival_s or 0)
         assert len(prompts) == 9  # two answers to one request, and two prompts in another
         assert "random sentences" in load.remark
         samples = run_load(endpoint, prompts, concurrency=4, max_tokens=load.max_tokens, out=tmp_path / "samples")
+        replay = api.benchmark(endpoint.url, kept, arrivals="trace", out=tmp_path / "bench")
+        with pytest.raises(BadInputError, match="in one round"):
+            api.benchmark(endpoint.url, kept, arrivals="trace", rounds=2)
+    assert [(speed.requests, speed.errors) for speed in replay.speeds] == [(8, 0)]  # and one that warmed up
+    assert "random sentences" in " ".join(replay.notes)
     assert [sample.error for sample in samples] == [None] * 9
     lengths = {sample.prompt_id: sample.completion_tokens for sample in samples}
-    asked = [
-        n for line in sorted(lines(path)[:7], key=lambda line: line["arrival_s"]) for n in line["completion_tokens"]
-    ]
+    asked = [n for line in sorted(lines(kept), key=lambda line: line["arrival_s"]) for n in line["completion_tokens"]]
     assert [lengths[prompt.id] for prompt in prompts] == asked
 
 

@@ -69,7 +69,7 @@ def measure(
     samples.parent.mkdir(parents=True, exist_ok=True)
     samples.unlink(missing_ok=True)
     run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)
-    notes: list[str] = []
+    notes = [f"{workload.name}: {workload.remark}."] if workload.remark else []
     seen: list[Sample] = []
     clients: dict[Arrivals, list[ClientReport]] = {load: [] for load in loads}
     total, done = sum(len(batch) for _, _, batch in batches), 0

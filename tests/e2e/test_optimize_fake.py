@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from quicksilver import api
-from quicksilver.bench import quality
+from quicksilver.bench import metrics, quality
 from quicksilver.errors import BadInputError, QuicksilverError
 from quicksilver.nouns import Endpoint, Prompt, Recipe
+from quicksilver.search import proof
 from quicksilver.search.events import Event
 from quicksilver.search.run import ROUNDS
 from quicksilver.techniques import make
@@ -302,3 +303,42 @@ def test_what_cannot_keep_to_a_memory_limit_is_dropped_with_the_arithmetic(
     assert dropped
     assert all("KV cache" in c.reason and "runtime" in c.reason for c in dropped)
     assert not any(c.score.speed and not c.baseline for c in found.result.candidates)
+
+
+def test_where_the_finalists_break_the_task_the_next_have_their_turn(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake engine's answers don't change with techniques: those of the first two finalists are made to score nothing."""
+    recipes = [
+        Recipe(str(model), [make(name) for name in names], engine="fake")
+        for names in (["int8"], ["prompt-lookup"], ["int8", "prompt-lookup"])
+    ]
+    finals: list[list[str]] = []
+    real = metrics.score
+
+    def scored(*arguments: Any) -> dict[str, dict[str, float]]:
+        found = real(*arguments)
+        if not found:
+            return found
+        place = calls.pop(0)
+        return {"f1": dict.fromkeys(found["f1"], 1.0 if place == "as-is" or len(finals) > 1 else 0.0)}
+
+    calls: list[str] = []
+    judge = proof.judge_answers
+
+    def judged(search: Any, entries: Sequence[Any], rounds: Sequence[int]) -> None:
+        finals.append([entry.recipe.label for entry in entries])
+        calls[:] = ["as-is", *("recipe" for _ in entries[1:])]
+        judge(search, entries, rounds)
+
+    monkeypatch.setattr(metrics, "score", scored)
+    monkeypatch.setattr(proof, "judge_answers", judged)
+    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=1000, recipes=recipes)
+    assert [len(labels) for labels in finals] == [3, 2]
+    assert not set(finals[0][1:]) & set(finals[1][1:])
+    out = {c.label: c for c in found.result.candidates}
+    for label in finals[0][1:]:
+        assert out[label].status == "screened"
+        assert out[label].reason.startswith("task loss (f1) 100 % is over 10 %")
+    assert out[finals[1][1]].reason == ""
+    assert out[finals[1][1]].eligible

@@ -7,6 +7,7 @@ weights are few and take a build each, so they go one by one; how to serve them 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from quicksilver.build import plan as planning
@@ -38,8 +39,27 @@ def optimize(search: Search, recipes: Sequence[Recipe] | None = None) -> Result:
         _explore(search)
     else:
         _prove_given(search, recipes)
-    proof.judge_answers(search, *race.final(search))
+    _settle(search)
     return with_speculation(search, result_of(search))
+
+
+def _settle(search: Search) -> None:
+    """Race the best to the end and judge their answers; if all of them break the task, the next best have their turn."""
+    while True:
+        begun = time.monotonic()
+        finalists, rounds = race.final(search)
+        proof.judge_answers(search, finalists, rounds)
+        broken = {entry.hash: why for entry in finalists[1:] if (why := proof.objection(entry))}
+        others = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e not in finalists]
+        if not others or len(broken) < len(finalists) - 1:
+            return
+        if search.run.left_s < time.monotonic() - begun:
+            search.run.remark("What came next wasn't raced to the end, since the budget was used up.")
+            return
+        for entry in finalists[1:]:
+            entry.status, entry.reason = "screened", broken[entry.hash]
+        for entry in others:
+            entry.reason = ""
 
 
 def _prove_given(search: Search, recipes: Sequence[Recipe]) -> None:

@@ -59,9 +59,14 @@ def prove(search: Search, entry: Entry) -> None:
     except (EngineError, UnmeasurableError) as error:
         entry.status, entry.reason = "failed", str(error)
         return
+    if why := objection(entry):
+        entry.status, entry.reason = "screened", why
+
+
+def objection(entry: Entry) -> str | None:
+    """Return why an entry hasn't passed the gate; None if it has, or can't be judged."""
     judged = entry.quality.judgement if entry.quality is not None else None
-    if judged is not None and judged.outcome != "passes":
-        entry.status, entry.reason = "screened", judged.reason
+    return judged.reason if judged is not None and judged.outcome != "passes" else None
 
 
 def judge_answers(search: Search, entries: Sequence[Entry], rounds: Sequence[int]) -> None:

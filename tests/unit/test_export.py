@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 from quicksilver.bench import export
 from quicksilver.bench.export import FORMATS, Format, format_of
 from quicksilver.bench.export_html import headline
+from quicksilver.bench.stats import figures
 from quicksilver.errors import BadInputError, QuicksilverError
-from quicksilver.nouns import Benchmark, Sample, Slo
+from quicksilver.nouns import Arrivals, Benchmark, Sample, Slo
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "golden"))
 import loads
@@ -164,3 +166,41 @@ def test_without_its_packages_a_page_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(QuicksilverError, match="needs jinja2"):
         export.text(*loads.plain(), "html")
+
+
+def open_loads(*every: Arrivals) -> tuple[Benchmark, list[Sample]]:
+    """The golden benchmark's requests as if they had come in an open loop."""
+    found, samples = one_load()
+    sent = [
+        replace(s, load=load.load_name, concurrency=512, scheduled=s.sent + n / 7, round=0)
+        for load in every
+        for n, s in enumerate(samples)
+    ]
+    speeds = tuple(figures(sent, load) for load in every)
+    costs = (found.costs[0],) * len(every)
+    return found.model_copy(update={"speeds": speeds, "costs": costs, "goodputs": (), "slo": None}), sent
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "md", "html"])
+def test_open_loads_are_exported_by_their_names(form: Format) -> None:
+    found, samples = open_loads(Arrivals.poisson(2.0), Arrivals(kind="constant", rate_per_s=4.0))
+    assert all(speed.requests > 0 for speed in found.speeds)
+    text = export.text(found, samples, form)
+    assert "4/s, constant" in text
+    assert "requests/s" in text or form in ("json", "csv")
+
+
+@pytest.mark.parametrize(
+    ("load", "phase"),
+    [
+        (Arrivals.poisson(2.0), {"type": "poisson", "rate": 2.0}),
+        (Arrivals(kind="constant", rate_per_s=4.0), {"type": "constant", "rate": 4.0}),
+        (Arrivals(kind="trace"), {"type": "fixed_schedule"}),
+        (Arrivals(streams=1, streams_to=4), {"type": "concurrency", "concurrency": 4}),
+    ],
+)
+def test_aiperfs_form_has_open_loads_in_its_words(load: Arrivals, phase: dict[str, object]) -> None:
+    found, samples = open_loads(load)
+    document = json.loads(export.text(found, samples, "aiperf"))
+    assert document["input_config"]["phases"][0] == {"name": "profiling", **phase, "requests": found.speeds[0].requests}
+    assert document["request_count"]["avg"] == found.speeds[0].requests - found.speeds[0].errors

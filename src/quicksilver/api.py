@@ -252,6 +252,15 @@ def benchmark(
     file = (
         out or Path("runs") / "bench"
     ) / f"samples-{content_hash([load.hash, *(each.hash for each in given or ())])}.jsonl"
+    words = {"streams": streams, "rate": rate, "arrivals": arrivals, "ramp": ramp, "trace": trace, "slo": slo}
+    words |= {
+        "prompts": prompts,
+        "rounds": rounds if rounds > 1 else None,
+        "repeat_prompts": repeat_prompts,
+        "seed": seed,
+    }
+    more = "".join(f", {name}={value!r}" for name, value in words.items() if value)
+    command = command or f"quicksilver.benchmark({target!r}, {str(workload)!r}{more})"
     found: Benchmark | None = None
 
     def run(endpoint: Endpoint, tools: Mapping[str, str]) -> Benchmark:
@@ -265,7 +274,7 @@ def benchmark(
                 loads=rates() if searching_rates else up_to(most_streams),
                 repeat_prompts=repeat_prompts,
                 target=target,
-                command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r}, slo={slo!r})",
+                command=command,
                 tools=tools,
                 on_progress=lambda text, done, total, left: tell(Event("slo", text, done, total, left)),
             )
@@ -280,7 +289,7 @@ def benchmark(
             steady_only=steady_only,
             slo=wanted,
             target=target,
-            command=command or f"quicksilver.benchmark({target!r}, {str(workload)!r})",
+            command=command,
             tools=tools,
             on_progress=lambda text, done, total: tell(Event("bench", text, done, total)),
         )

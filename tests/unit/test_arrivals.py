@@ -154,6 +154,8 @@ def test_words_become_loads() -> None:
         ({"kind": "closed", "rates": (2.0,)}, "A closed loop has streams and no rate"),
         ({"kind": "trace", "rates": (2.0,)}, "takes no streams and no rate"),
         ({"kind": "constant", "trace": Path("x")}, "A trace and arrivals that are constant"),
+        ({"streams": (0,)}, "This load makes no sense"),
+        ({"rates": (-1.0,)}, "This load makes no sense"),
         ({"ramp": "8"}, "'8' is not a ramp; write it as 1:8"),
         ({"ramp": "1:b"}, "'1:b' is not a ramp"),
         ({"ramp": "8:1"}, "streams rise to more than they begin with"),

@@ -110,13 +110,13 @@ def loads(
             return tuple(
                 Arrivals.model_validate({"kind": kind, "rate_per_s": r, "seed": seed}) for r in sorted({*rates})
             )
+        if not rates:
+            return tuple(Arrivals.closed(each) for each in sorted({*streams})) if streams else None
     except ValidationError as error:
         raise BadInputError(
             f"This load makes no sense: {error.errors()[0]['msg'].removeprefix('Value error, ')}."
         ) from error
-    if rates:
-        raise BadInputError("A closed loop has streams and no rate: leave out --arrivals closed, or --rate.")
-    return tuple(Arrivals.closed(each) for each in sorted({*streams})) if streams else None
+    raise BadInputError("A closed loop has streams and no rate: leave out --arrivals closed, or --rate.")
 
 
 def _ramp(text: str, kind: str, seed: int) -> Arrivals:

@@ -252,7 +252,14 @@ def benchmark(
     file = (
         out or Path("runs") / "bench"
     ) / f"samples-{content_hash([load.hash, *(each.hash for each in given or ())])}.jsonl"
-    words = {"streams": streams, "rate": rate, "arrivals": arrivals, "ramp": ramp, "trace": trace, "slo": slo}
+    words: dict[str, object] = {
+        "streams": streams,
+        "rate": rate,
+        "arrivals": arrivals,
+        "ramp": ramp,
+        "trace": trace,
+        "slo": slo,
+    }
     words |= {
         "prompts": prompts,
         "rounds": rounds if rounds > 1 else None,

@@ -86,7 +86,7 @@ def _search(search: SloSearch) -> Chart | None:
 def _ticks(search: SloSearch) -> Any:
     import altair as alt
 
-    return alt.Axis(values=[attempt.load for attempt in search.attempts], format="~g", labelOverlap=True)
+    return alt.Axis(values=[attempt.load for attempt in search.attempts], format="~g", labelOverlap="greedy")
 
 
 def _by_load(found: Benchmark) -> list[Chart | None]:
@@ -144,7 +144,7 @@ def _lines(
             "load:Q",
             title=load,
             scale=alt.Scale(type="log", base=2, nice=False, padding=14),
-            axis=alt.Axis(values=loads, format="~g", labelOverlap=True),
+            axis=alt.Axis(values=loads, format="~g", labelOverlap="greedy"),
         ),
         color=_colour("name", list(dict.fromkeys(row["name"] for row in rows))),
     )
@@ -161,11 +161,11 @@ def _lines(
 
 
 def _waiting(found: Benchmark, samples: Sequence[Sample]) -> Chart | None:
-    """The share of requests whose first token came within a time, for at most six loads."""
+    """The share of requests whose first token came within a time, for the six highest loads at most."""
     import altair as alt
 
     rows: list[dict[str, Any]] = []
-    for speed in sorted(found.speeds, key=_load)[: len(COLOURS)]:
+    for speed in sorted(found.speeds, key=_load)[-len(COLOURS) :]:
         times = [
             (s.first - s.scheduled) * 1000
             for s in samples_of(samples, speed)

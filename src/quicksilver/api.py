@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,9 @@ from pydantic import ValidationError
 
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
-from quicksilver.errors import BadInputError, EngineError, unknown
+from quicksilver.errors import BadInputError, unknown
+from quicksilver.measuring import Progress, benchmark, find_artifact, opened, serving, silent, workload_of
 from quicksilver.nouns.artifact import Artifact
-from quicksilver.nouns.base import content_hash
-from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.comparison import Comparison
 from quicksilver.nouns.engine import Endpoint
@@ -25,16 +24,18 @@ from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Candidate, Result
-from quicksilver.nouns.workload import Workload
 from quicksilver.search.events import Event
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Progress = Callable[[Event], None]
+__all__ = [
+    "GoalName", "Optimization", "Progress", "benchmark", "build", "certify", "compare", "find_artifact", "optimize", "plan",
+    "serve", "serving",
+]  # fmt: skip
+
 BUDGET_MINUTES, QUICK_MINUTES = 10.0, 3.0
 GoalName = Literal["cost", "throughput", "latency"]
-MANY_PROMPTS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +151,11 @@ def optimize(
         itl_p95_ms=itl_p95_ms,
         memory_mb=memory_mb,
     )
-    tell = progress or _silent
+    tell = progress or silent
     tell(Event("prepare", f"model {model}"))
     found = models.resolve(model, accept_licence=accept_licence)
     given = [_rebased(r, found, engine, accept_licence=accept_licence) for r in recipes] if recipes else None
-    load = _workload(workload, prompts, seed, streams)
+    load = workload_of(workload, prompts, seed, streams)
     scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
     judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
     inputs = {
@@ -178,145 +179,6 @@ def optimize(
     _recall_certificate(result, run.folder)
     report.save(result, run.folder)
     return Optimization(result, run.folder)
-
-
-def benchmark(
-    target: str,
-    workload: str | Path = "hotpotqa",
-    *,
-    streams: Sequence[int] | None = None,
-    rate: Sequence[float] | None = None,
-    arrivals: str | None = None,
-    ramp: str | None = None,
-    trace: Path | None = None,
-    prompts: int | None = None,
-    rounds: int = 1,
-    repeat_prompts: bool = False,
-    steady_only: bool = False,
-    slo: str | None = None,
-    most_streams: int = 256,
-    model: str | None = None,
-    api_key_env: str | None = None,
-    price_per_hour: float | None = None,
-    instance: str | None = None,
-    discount: float = 0.0,
-    input_output_ratio: float = 3.0,
-    out: Path | None = None,
-    seed: int = 0,
-    command: str = "",
-    progress: Progress | None = None,
-) -> Benchmark:
-    """Measure an endpoint (a URL), an artefact or a run's winner under a workload's prompts.
-
-    `streams` are closed loops, one after the other (1 and 8 if nothing is said); `rate` requests a second, sent at moments of
-    their own whatever the server does; `arrivals` "closed", "poisson", "constant" or "trace"; `ramp` "1:8" or "1:8:4" (in four
-    steps), of streams or of a rate; `trace` a file of moments (seconds, one a line), without which a trace takes the prompts'
-    own. Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set; with `steady_only` what comes
-    before a load's steady state isn't counted. With an `slo`, such as `ttft_p95<500ms,errors<0.1%`, and no load, the highest
-    load up to `most_streams` that meets it is looked for (with arrivals "poisson", the highest rate); with a load goodput is
-    counted under it. Raises QuicksilverError.
-    """
-    from quicksilver.bench import measure
-    from quicksilver.bench.highest import find_highest
-    from quicksilver.bench.price import price as make_price
-    from quicksilver.bench.schedule import loads
-    from quicksilver.bench.slo_search import check as can_be_searched
-    from quicksilver.bench.slo_search import rates
-    from quicksilver.bench.slo_search import streams as up_to
-    from quicksilver.engines.remote import connect
-    from quicksilver.hardware import detect
-    from quicksilver.nouns.slo import Slo
-
-    wanted = Slo.parse(slo) if slo is not None else None
-    # Without a rate, open arrivals and an SLO ask for the highest rate that meets it.
-    searching_rates = wanted is not None and arrivals == "poisson" and not (streams or rate or ramp or trace)
-    kind = None if searching_rates else arrivals
-    given = loads(streams=streams, rates=rate, kind=kind, ramp=ramp, trace=trace, seed=seed)
-    searching = wanted is not None and given is None
-    if wanted is not None and searching:
-        can_be_searched(wanted)
-        if most_streams < 1 or rounds != 1:
-            raise BadInputError("The search for an SLO has at least one stream to try, and one round.")
-    price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    if searching:
-        load = _many_prompts(str(workload), prompts, seed)
-    else:
-        replayed = arrivals == "trace" and trace is None
-        if replayed and rounds != 1:
-            raise BadInputError("A recorded trace is replayed in one round, or it would come in parts.")
-        load = _workload(str(workload), prompts, seed, (1, 8) if streams is None else streams, trace=replayed)
-        given = given or loads(streams=load.concurrencies)
-        # What can't be is said before a server is started.
-        measure.plan(load, given or (), rounds, repeat=repeat_prompts)
-    tell = progress or _silent
-    file = (
-        out or Path("runs") / "bench"
-    ) / f"samples-{content_hash([load.hash, *(each.hash for each in given or ())])}.jsonl"
-    words: dict[str, object] = {
-        "streams": streams,
-        "rate": rate,
-        "arrivals": arrivals,
-        "ramp": ramp,
-        "trace": trace,
-        "slo": slo,
-    }
-    words |= {
-        "prompts": prompts,
-        "rounds": rounds if rounds > 1 else None,
-        "repeat_prompts": repeat_prompts,
-        "seed": seed,
-    }
-    more = "".join(f", {name}={value!r}" for name, value in words.items() if value)
-    command = command or f"quicksilver.benchmark({target!r}, {str(workload)!r}{more})"
-    found: Benchmark | None = None
-
-    def run(endpoint: Endpoint, tools: Mapping[str, str]) -> Benchmark:
-        if wanted is not None and searching:
-            return find_highest(
-                endpoint,
-                load,
-                wanted,
-                price=price,
-                samples=file,
-                loads=rates() if searching_rates else up_to(most_streams),
-                repeat_prompts=repeat_prompts,
-                target=target,
-                command=command,
-                tools=tools,
-                on_progress=lambda text, done, total, left: tell(Event("slo", text, done, total, left)),
-            )
-        return measure.measure(
-            endpoint,
-            load,
-            arrivals=given,
-            price=price,
-            samples=file,
-            rounds=rounds,
-            repeat_prompts=repeat_prompts,
-            steady_only=steady_only,
-            slo=wanted,
-            target=target,
-            command=command,
-            tools=tools,
-            on_progress=lambda text, done, total: tell(Event("bench", text, done, total)),
-        )
-
-    if target.startswith(("http://", "https://")):
-        found = run(connect(target, model, api_key_env), {})
-    else:
-        try:
-            with serving(target) as endpoint:
-                found = run(endpoint, building.tools(find_artifact(target).engine))
-        except EngineError as error:
-            # A server that died while it was measured: what came before is kept.
-            if found is None or not found.answered:
-                raise
-            found = found.model_copy(update={"notes": (*found.notes, str(error))})
-    if not found.answered and found.search is None:
-        kinds = {kind for speed in found.speeds for kind in speed.errors_by_kind}
-        asked = sum(speed.requests for speed in found.speeds)
-        raise EngineError(f"{target} answered none of {asked} requests ({', '.join(sorted(kinds))}); see {file}.")
-    return found
 
 
 def compare(
@@ -351,15 +213,15 @@ def compare(
 
     begun = time.monotonic()
     goal = _goal(max_quality_loss=max_quality_loss, max_task_loss=max_task_loss)
-    load = _workload(str(workload), prompts, seed, None)
+    load = workload_of(str(workload), prompts, seed, None)
     if streams < 1 or not load.evaluation:
         raise BadInputError("A comparison needs at least one stream and one prompt.")
     scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
     folder = out or Path("runs") / "compare" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
-    tell = progress or _silent
+    tell = progress or silent
     # What is wrong with either is better known before the first has been read.
-    opened = [_opened(target, name, api_key_env) for target, name in zip((as_is, candidate), models, strict=True)]
+    both = [opened(target, name, api_key_env) for target, name in zip((as_is, candidate), models, strict=True)]
     versus = Versus(
         load,
         goal,
@@ -377,20 +239,10 @@ def compare(
         candidate=candidate,
         workload=load.name,
         goal=goal,
-        quality=versus.compare(*opened),
+        quality=versus.compare(*both),
         remarks=tuple(versus.remarks),
         seconds=round(time.monotonic() - begun, 1),
     )
-
-
-def _opened(target: str, model: str | None, api_key_env: str | None) -> AbstractContextManager[Endpoint]:
-    """Return what serves a target while it is open, or the server that runs already. Raises as `connect` and `find_artifact` do."""
-    from quicksilver.engines.remote import connect
-
-    if target.startswith(("http://", "https://")):
-        return nullcontext(connect(target, model, api_key_env))
-    find_artifact(target)
-    return serving(target)
 
 
 def _goal(**limits: Any) -> Goal:
@@ -431,10 +283,10 @@ def certify(
     artifact = find_artifact(target)
     path = _certificate_path(artifact)
     writable(path.parent)
-    tell = progress or _silent
+    tell = progress or silent
     made = carry_out(
         artifact,
-        _workload(str(workload), None, seed, None),
+        workload_of(str(workload), None, seed, None),
         count=prompts,
         streams=streams,
         max_tokens=max_tokens,
@@ -464,19 +316,9 @@ def build(
     progress: Progress | None = None,
 ) -> Artifact:
     """Build a recipe, calibrated on a workload where a technique needs it, and return its artefact."""
-    tell = progress or _silent
+    tell = progress or silent
     made = plan(recipe, workload, accept_licence=accept_licence, seed=seed)
     return building.build(made, say=lambda text: tell(Event("build", text)))
-
-
-@contextmanager
-def serving(target: str, *, port: int = 0) -> Iterator[Endpoint]:
-    """Serve an artefact, a run's winner or an object of the store on loopback until the context ends."""
-    from quicksilver import engines
-
-    artifact = find_artifact(target)
-    with engines.find(artifact.engine).serve(artifact.path, artifact.settings, port=port) as endpoint:
-        yield endpoint
 
 
 def serve(
@@ -526,21 +368,11 @@ def serve(
         settings,
         place,
         limits=limits,
-        say=say or _silent,
+        say=say or silent,
         log_format=log_format,
         recording=recording,
     )
     return 0
-
-
-def find_artifact(target: str) -> Artifact:
-    """Return the artefact at a folder (an artefact's or a run's), or of a key in the store. Raises BadInputError."""
-    from quicksilver.build import store
-
-    path = Path(target).expanduser()
-    if path.exists() or "/" in target:
-        return Artifact.open(path)
-    return Artifact.open(store.path(store.resolve(target)))
 
 
 def _certificate_path(artifact: Artifact) -> Path:
@@ -577,33 +409,5 @@ def _rebased(recipe: Recipe, model: Model, engine: str, *, accept_licence: bool)
     return recipe.model_copy(update={"model": model.source})
 
 
-def _workload(
-    spec: str, prompts: int | None, seed: int, streams: Sequence[int] | None, *, trace: bool = False
-) -> Workload:
-    from quicksilver.sources import workloads
-
-    load = workloads.load(spec, prompts=prompts, seed=seed, trace=trace)
-    if streams is None:
-        return load
-    if not streams or any(s < 1 for s in streams):
-        raise BadInputError("Streams are positive whole numbers, such as 1,8.")
-    return load.model_copy(update={"concurrencies": tuple(sorted(set(streams)))})
-
-
-def _many_prompts(spec: str, prompts: int | None, seed: int) -> Workload:
-    """Load a workload with so many prompts that each load of a search has its own, unless it is said how many."""
-    try:
-        return _workload(spec, prompts or MANY_PROMPTS, seed, None)
-    except BadInputError:
-        if prompts is not None:
-            raise
-        # Of a synthetic shape with long prompts there can't be as many.
-        return _workload(spec, None, seed, None)
-
-
 def _call(model: str, workload: str, goal: str) -> str:
     return f"quicksilver.optimize({model!r}, workload={workload!r}, goal={goal!r})"
-
-
-def _silent(_: object) -> None:
-    pass

@@ -169,6 +169,24 @@ def test_a_task_that_the_as_is_model_cannot_do_is_not_judged() -> None:
     assert gate.judge([gate.task_loss("f1", {"a": (0.0, 0.0), "b": (-1.0, 0.0)}, GOAL)]) is None
 
 
+def test_no_loss_seen_in_a_few_answers_proves_little() -> None:
+    """Of 20 answers that were right none was lost: up to 17 % may be (1 - 0.025^(1/20)), whatever a bootstrap says."""
+    for prompts, outcome in ((25, "undecided"), (100, "passes")):
+        found = judged([gate.task_loss("f1", scores(1.0, prompts), Goal(max_task_loss=5))])
+        assert found.outcome == outcome
+    term = judged([gate.task_loss("f1", scores(1.0, 25), Goal(max_task_loss=5))]).term
+    assert term.loss.value == 0
+    assert term.loss.high == pytest.approx(16.8, abs=0.1)
+
+
+def test_what_computes_the_same_passes_on_a_few_prompts() -> None:
+    assert (
+        judged([gate.quality_loss({"a": (0.0, 300.0), "b": (0.0, 400.0)}, Goal(max_quality_loss=0))]).outcome
+        == "passes"
+    )
+    assert judged([gate.quality_loss({"a": (0.0, 300.0), "b": (-1e-3, 400.0)}, GOAL)]).outcome == "undecided"
+
+
 def test_one_bad_group_fails() -> None:
     good = rows(0.1, 0.2, 60)
     bad = {f"b{n}": row for n, row in enumerate(rows(4.0, 0.5, 8).values())}

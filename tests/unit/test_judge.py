@@ -66,11 +66,14 @@ def as_is_is_better(first: str, _: str) -> str:
     return "[[A]]" if first.startswith("as-is") else "[[B]]"
 
 
-@pytest.mark.parametrize(("verdict", "outcome"), [(as_is_is_better, "fails"), (lambda *_: "[[C]]", "passes")])
+@pytest.mark.parametrize(
+    ("verdict", "count", "outcome"),
+    [(as_is_is_better, 12, "fails"), (lambda *_: "[[C]]", 12, "undecided"), (lambda *_: "[[C]]", 40, "passes")],
+)
 def test_answers_that_are_worse_fail_the_gate_and_equal_ones_pass(
-    verdict: Callable[[str, str], str], outcome: str
+    verdict: Callable[[str, str], str], count: int, outcome: str
 ) -> None:
-    said = pairs(*[(f"as-is {n}", f"ours {n}") for n in range(12)])
+    said = pairs(*[(f"as-is {n}", f"ours {n}") for n in range(count)])
     with serving(v1_chat_completions=judging(verdict)) as server:
         _, rows = Judge(Endpoint(url=server.url, model="j")).compare(said)
     found = gate.judge([judge.loss(rows, Goal(max_task_loss=10))])

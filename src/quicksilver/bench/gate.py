@@ -46,6 +46,8 @@ class Loss:
     limit: float
     proof: bool = True
     confidence: float = 1 - ALPHA
+    discrete: bool = False
+    """Whether a prompt loses all or nothing, or nearly: no loss seen is then no proof that there is none."""
 
 
 def perplexity_rise(sums: Floats) -> Floats:
@@ -68,7 +70,9 @@ def quality_loss(rows: Mapping[str, Row], goal: Goal, confidence: float = 1 - AL
 def task_loss(metric: str, rows: Mapping[str, Row], goal: Goal, confidence: float = 1 - ALPHA) -> Loss:
     """Return the loss of a task's score under a goal's limit; rows are as-is score - score, and as-is score."""
     limit = TASK_GUARD if goal.max_task_loss is None else goal.max_task_loss
-    return Loss(f"task loss ({metric})", rows, relative_fall, limit, goal.max_task_loss is not None, confidence)
+    return Loss(
+        f"task loss ({metric})", rows, relative_fall, limit, goal.max_task_loss is not None, confidence, discrete=True
+    )
 
 
 def looks(planned: int) -> list[int]:
@@ -192,6 +196,10 @@ def spread(rows: Sequence[Row], measure: Measure, confidence: float, seed: int =
 def _term(name: str, rows: Sequence[Row], loss: Loss, *, proof: bool, confidence: float, seed: int) -> Term:
     value = float(loss.measure(np.sum(rows, axis=0)))
     found = spread(rows, loss.measure, confidence, seed)
+    if not loss.discrete and not any(row[0] for row in rows):
+        found = 0.0, 0.0  # the same numbers at each of many tokens: it computes the same, and a few prompts show that
+    elif found is not None and loss.discrete and not any(row[0] > 0 for row in rows):
+        found = found[0], max(found[1], _unseen(sum(row[1] > 0 for row in rows), confidence))
     outcome: Outcome = "undecided"
     low = high = None
     at, more_than = None, False
@@ -214,6 +222,15 @@ def _term(name: str, rows: Sequence[Row], loss: Loss, *, proof: bool, confidence
         decide_at=at,
         more_than=more_than,
     )
+
+
+def _unseen(prompts: int, confidence: float) -> float:
+    """Return the percent that may be lost where none of so many prompts was: 100 (1 - a^(1/n)), for a chance of a on this side.
+
+    That is the exact bound of a share of which nothing was seen (Hanley and Lippman-Hand 1983, JAMA 249, 1743: about 3/n). A bootstrap
+    knows nothing of what wasn't drawn, and would call it 0.
+    """
+    return 100 * (1 - math.pow((1 - confidence) / 2, 1 / max(prompts, 1)))
 
 
 def _worst_group(loss: Loss, groups: Mapping[str, str | None], seed: int) -> Term | None:

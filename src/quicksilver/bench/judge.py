@@ -109,7 +109,9 @@ class Judge:
 def loss(rows: Mapping[str, gate.Row], goal: Goal) -> gate.Loss:
     """Return what the gate judges: by how many percent of the prompts the as-is answer is preferred more often than ours."""
     limit = TASK_GUARD if goal.max_task_loss is None else goal.max_task_loss
-    return gate.Loss("net loss by the judge", rows, gate.relative_fall, limit, proof=goal.max_task_loss is not None)
+    return gate.Loss(
+        "net loss by the judge", rows, gate.relative_fall, limit, proof=goal.max_task_loss is not None, discrete=True
+    )
 
 
 def _count(

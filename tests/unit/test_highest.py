@@ -146,7 +146,7 @@ def test_the_highest_rate_is_looked_for_in_an_open_loop(tmp_path: Path) -> None:
 def test_a_client_that_can_not_follow_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_most_in_flight", lambda _: 1)
     with (
-        serving(v1_completions=words(2, pause_s=0.1)) as server,
+        serving(v1_completions=words(2, pause_s=0.01)) as server,
         pytest.raises(EngineError, match="client was saturated at 500 requests/s"),
     ):
         find_highest(

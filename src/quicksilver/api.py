@@ -22,6 +22,7 @@ from quicksilver.nouns.comparison import Comparison
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
+from quicksilver.nouns.preset import Preset
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Candidate, Result
 from quicksilver.search.events import Event
@@ -321,9 +322,37 @@ def build(
     return building.build(made, say=lambda text: tell(Event("build", text)))
 
 
+def presets(model: str | None = None, *, workload: str | None = None, everywhere: bool = False) -> list[Preset]:
+    """Return the presets that searches found for this machine (or any), of all models or one; the newest search first."""
+    from quicksilver.search import presets as kept
+
+    return kept.known(model, workload=workload, everywhere=everywhere)
+
+
+def use_preset(
+    name: str,
+    model: str,
+    *,
+    workload: str | None = None,
+    any_machine: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Make a preset the one that is served when its model is named; return its artefact, built again if it is gone."""
+    from quicksilver.search import presets as kept
+
+    tell = progress or silent
+    chosen = kept.find(name, model, workload=workload, any_machine=any_machine)
+    found = kept.artifact(chosen, say=lambda text: tell(Event("build", text)))
+    kept.set_default(chosen)
+    return found
+
+
 def serve(
     target: str,
     *,
+    preset: str | None = None,
+    workload: str | None = None,
+    any_machine: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
@@ -340,10 +369,10 @@ def serve(
 ) -> int:
     """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
 
-    With `api_keys` each request has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and
-    an answer that takes longer than `request_timeout_s` is ended. With `replace` it takes the port over from the server
-    that is there, once it is ready, and answers to that one's model names as well. `say` hears what is going on,
-    and `log_format` is that of a line a request on stderr.
+    With `preset` the target is a model, and what is served is that preset of it (see `presets`). With `api_keys` each request
+    has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and an answer that takes longer than
+    `request_timeout_s` is ended. With `replace` it takes the port over from the server that is there, once it is ready, and
+    answers to that one's model names as well. `say` hears what is going on, and `log_format` is that of a line a request on stderr.
 
     When requests come and how long they are is appended to the file `record`, up to a size of `record_limit_mb` (100), and
     is a workload; what they say is with `record_prompts`, and what is answered with `record_answers`: ask those who ask.
@@ -353,7 +382,13 @@ def serve(
     from quicksilver.serve.server import serve as run_server
 
     recording = make_recording(record, prompts=record_prompts, answers=record_answers, limit_mb=record_limit_mb)
-    artifact = find_artifact(target)
+    if preset is not None:
+        from quicksilver.search import presets as kept
+
+        chosen = kept.find(preset, target, workload=workload, any_machine=any_machine)
+        artifact = kept.artifact(chosen, say=say or silent)
+    else:
+        artifact = find_artifact(target)
     limits = Limits(
         max_streams=artifact.settings.max_streams,
         max_waiting=max_waiting,

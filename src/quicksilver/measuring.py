@@ -169,13 +169,24 @@ def serving(target: str, *, port: int = 0) -> Iterator[Endpoint]:
 
 
 def find_artifact(target: str) -> Artifact:
-    """Return the artefact at a folder (an artefact's or a run's), or of a key in the store. Raises BadInputError."""
+    """Return the artefact at a folder (an artefact's or a run's), of a key in the store, or of a model's chosen preset.
+
+    Raises BadInputError.
+    """
     from quicksilver.build import store
 
     path = Path(target).expanduser()
-    if path.exists() or "/" in target:
-        return Artifact.open(path)
-    return Artifact.open(store.path(store.resolve(target)))
+    try:
+        if path.exists() or "/" in target:
+            return Artifact.open(path)
+        return Artifact.open(store.path(store.resolve(target)))
+    except BadInputError:
+        from quicksilver.search import presets as kept
+
+        found = kept.instead(target)
+        if found is None:
+            raise
+        return found
 
 
 def opened(target: str, model: str | None, api_key_env: str | None) -> AbstractContextManager[Endpoint]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from chromium import Page, chromium, page  # noqa: F401, the fixtures
 
-from quicksilver.bench import charts, findings, report
+from quicksilver.bench import charts, findings, report, tradeoff_charts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "golden"))
 import variants
@@ -47,6 +47,7 @@ def write(variant: str, folder: Path) -> Path:
         ("no_quality", {}),
         ("no_winner", {"dark": True}),
         ("no_baseline", {}),
+        ("old", {}),
     ],
     ids=str,
 )
@@ -57,7 +58,7 @@ def test_charts_are_drawn_and_nothing_is_loaded(page: Page, tmp_path: Path, vari
     page.open(file)
     page.until(DRAWN)
     marks = page.eval(MARKS)
-    assert len(marks) == len(charts.draw(result))
+    assert len(marks) == len(charts.draw(result)) + len(tradeoff_charts.draw(result))
     assert all(count > 0 for count in marks), marks
     assert page.eval(ROWS) == len(findings.measured(result))
     assert page.eval(FITS), "the page scrolls sideways"
@@ -75,6 +76,18 @@ def test_page_without_charts(page: Page, tmp_path: Path, variant: str) -> None:
     assert page.eval("document.querySelectorAll('[data-chart], table').length") == 0
     assert page.requests == [file.as_uri()]
     assert page.problems == []
+
+
+def test_presets_and_interactions_are_there_on_a_telephone(page: Page, tmp_path: Path) -> None:
+    page.look(width=390, dark=True)
+    page.open(write("golden", tmp_path))
+    page.until(DRAWN)
+    assert page.eval("document.querySelectorAll('[data-chart=front-spec] .mark-symbol.role-mark path').length") == 4
+    assert page.eval("document.querySelectorAll('[data-chart=presets-spec] .mark-symbol.role-mark path').length") == 8
+    for label, rows in (("presets", 8), ("the front", 4), ("interactions", 5)):
+        assert page.eval(f"document.querySelectorAll('[aria-label=\"Table of {label}\"] tbody tr').length") == rows
+    assert page.eval("document.querySelector('#load + section li').textContent.includes('is ahead of')")
+    assert page.eval(FITS), "the page scrolls sideways"
 
 
 def test_colours_follow_the_scheme(page: Page, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from quicksilver.bench.report import load_certificate, load_result
 from quicksilver.nouns import Candidate, Certificate, Result
 
 GOLDEN = Path(__file__).parent
+BARE = {"points": (), "presets": (), "interactions": None, "crossovers": (), "cost_model_error": None}
+"""What a search that measured nothing after its race leaves empty."""
 EVIL = "int8 <script>alert('x')</script> & \"q\" | [red]`b`[/red] \x1b[31m"
 
 
@@ -40,12 +42,12 @@ def all_failed() -> Result:
         for c in golden().candidates
     ]
     return golden().model_copy(
-        update={"candidates": tuple(failed), "best": None, "why": "Every recipe failed.", "lengths": None}
+        update={"candidates": tuple(failed), "best": None, "why": "Every recipe failed.", "lengths": None, **BARE}
     )
 
 
 def nothing_at_all() -> Result:
-    return golden().model_copy(update={"candidates": (), "best": None, "why": ""})
+    return golden().model_copy(update={"candidates": (), "best": None, "why": "", **BARE})
 
 
 def no_winner() -> Result:
@@ -64,7 +66,12 @@ def no_baseline() -> Result:
     one = _scored(one, quality=None, memory_mb=None, disk_mb=None, load_s=None, cold_start_s=None)
     speeds = tuple(s.model_copy(update={"ratio": None}) for s in one.score.speed)
     one = _scored(one, speed=speeds)
-    return golden().model_copy(update={"candidates": (one,), "best": None, "why": ""})
+    return golden().model_copy(update={"candidates": (one,), "best": None, "why": "", **BARE})
+
+
+def old() -> Result:
+    """A document of the time before presets."""
+    return load_result(GOLDEN / "result-before-presets.json")
 
 
 def forty() -> Result:
@@ -93,6 +100,17 @@ def evil() -> Result:
         c.model_copy(update={"label": EVIL, "reason": EVIL, "recipe": {"label": EVIL}}) if c.label == base.best else c
         for c in base.candidates
     ]
+    traded = {
+        "points": tuple(p.model_copy(update={"label": EVIL}) if p.label == base.best else p for p in base.points),
+        "presets": tuple(
+            p.model_copy(update={"label": EVIL, "why": EVIL}) if p.label == base.best else p for p in base.presets
+        ),
+        "interactions": base.interactions
+        and base.interactions.model_copy(
+            update={"parts": tuple(p.model_copy(update={"label": EVIL}) for p in base.interactions.parts)}
+        ),
+        "crossovers": tuple(c.model_copy(update={"first": EVIL}) for c in base.crossovers),
+    }
     words = dict.fromkeys(
         ("best", "why", "model", "model_remark", "workload", "workload_remark", "command", "id"), EVIL
     )
@@ -102,6 +120,7 @@ def evil() -> Result:
             "remarks": (EVIL,),
             "tools": {EVIL: EVIL},
             "seconds": {EVIL: 1.0},
+            **traded,
             **words,
         }
     )

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from quicksilver.bench import charts, columns, findings, report
+from quicksilver.bench import charts, columns, findings, report, tradeoffs
 from quicksilver.errors import BadInputError, NotEnoughError
 from quicksilver.nouns import Candidate, Figure, Latency, Result
 
@@ -31,6 +31,7 @@ ALL = (
     "nothing_at_all",
     "no_winner",
     "no_baseline",
+    "old",
     "forty",
     "evil",
     "predicted",
@@ -67,6 +68,49 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+# Old documents
+
+
+def test_a_result_from_before_presets_is_read_and_shown() -> None:
+    result = variants.old()
+    assert result.presets == () and result.interactions is None and result.cost_model_error is None
+    assert "Which recipe for which use" not in page("old")
+    assert "Which recipe for which use" in page("golden")
+    assert result.model_copy(update=variants.BARE) == variants.golden().model_copy(update=variants.BARE)
+
+
+# Trade-offs
+
+
+def test_every_face_has_presets_interactions_and_where_recipes_overtake() -> None:
+    result = variants.golden()
+    for text in (printed(result, 140), report.markdown(result), Tags(page("golden")).text):
+        for words in (
+            "cost, latency",
+            "prompt-lookup",
+            "what the product would promise",
+            "overtakes",
+            "23 predictions",
+        ):
+            assert words in " ".join(text.split())
+    together = tradeoffs.interactions(result)[1]
+    assert [row[0] for row in together[-3:]] == ["what the product would promise", "all together, measured", "together over product"]  # fmt: skip
+    assert together[-1][1:3] == ["-6 %", "-3 %"]  # of 2.46x and 1.59x
+
+
+def test_a_technique_that_was_not_measured_says_so() -> None:
+    result = variants.golden()
+    assert result.interactions is not None
+    parts = tuple(
+        p.model_copy(update={"ratios": (None, None), "remark": "not measured: the budget was used up"})
+        for p in result.interactions.parts
+    )
+    changed = result.interactions.model_copy(update={"parts": parts, "product": (None, None)})
+    text = printed(result.model_copy(update={"interactions": changed}), 140)
+    assert "not measured: the budget was used up" in text
+    assert "not known at 1 stream" in text
 
 
 # The words
@@ -228,13 +272,15 @@ def test_no_gaps_between_tokens_shows_no_zero() -> None:
 
 
 @pytest.mark.parametrize("variant", ALL)
-def test_markdown_table_is_square(variant: str) -> None:
+def test_markdown_tables_are_square(variant: str) -> None:
     result = getattr(variants, variant)()
-    lines = [line for line in report.markdown(result).splitlines() if line.startswith("|")]
-    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
-    assert len(counts) <= 1
+    blocks = [block.splitlines() for block in report.markdown(result).split("\n\n")]
+    tables = [block for block in blocks if block and block[0].startswith("|")]
+    for lines in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     rows = len(findings.measured(result))
-    assert len(lines) == (rows + 2 if rows else 0)
+    assert [len(lines) for lines in tables[:1]] == ([rows + 2] if rows else [])
+    assert len(tables) == bool(rows) + bool(result.presets) + bool(result.points) + (result.interactions is not None)
 
 
 def test_markdown_escapes() -> None:

@@ -132,7 +132,7 @@ def _faint() -> Any:
     return alt.condition(f"datum.series === '{OTHERS}'", alt.value(0.6), alt.value(1))
 
 
-def _looks(result: Result) -> tuple[dict[str, str], Any, Any]:
+def looks(result: Result) -> tuple[dict[str, str], Any, Any]:
     """Name the series of each recipe, and encode colour and shape by it."""
     import altair as alt
 
@@ -145,7 +145,7 @@ def _looks(result: Result) -> tuple[dict[str, str], Any, Any]:
     return names, colour, shape
 
 
-def _lettered(base: Any, text: str, **look: Any) -> list[Any]:
+def lettered(base: Any, text: str, **look: Any) -> list[Any]:
     """Text with a rim in the colour of the page, so that lines below don't cross it out."""
     rim = {"stroke": "var(--card)", "strokeWidth": 4, "strokeJoin": "round"}
     return [
@@ -159,7 +159,7 @@ def _drawn(result: Result) -> list[Candidate]:
     return findings.measured(result)[::-1]
 
 
-def _tooltip(*fields: tuple[str, str]) -> list[Any]:
+def hover(*fields: tuple[str, str]) -> list[Any]:
     import altair as alt
 
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in fields]
@@ -187,7 +187,7 @@ def _point(result: Result, names: dict[str, str], candidate: Candidate, speed: S
 def _throughput(result: Result) -> Chart | None:
     import altair as alt
 
-    names, colour, shape = _looks(result)
+    names, colour, shape = looks(result)
     rows = [_point(result, names, c, s) for c in _drawn(result) for s in c.score.speed if findings.timed(s.tpot_ms)]
     if not rows:
         return None
@@ -213,7 +213,7 @@ def _throughput(result: Result) -> Chart | None:
     points = base.mark_point(filled=True, size=90).encode(
         opacity=_faint(),
         shape=shape,
-        tooltip=_tooltip(
+        tooltip=hover(
             ("recipe", "recipe"),
             ("streams", "streams"),
             ("tokens_text", "tokens/s"),
@@ -227,7 +227,7 @@ def _throughput(result: Result) -> Chart | None:
     for as_is, dy in ((False, -13), (True, 15)):
         if any(row["strong"] and row["as_is"] == as_is for row in rows):
             some = base.transform_filter(f"datum.strong && datum.as_is === {str(as_is).lower()}")
-            text += _lettered(some, "words:N", dy=dy)
+            text += lettered(some, "words:N", dy=dy)
     several = len(findings.concurrencies(result)) > 1
     words = "Up and to the left is better. " + (
         "Each line is one recipe, from few streams at once to many." if several else "Each point is one recipe."
@@ -240,7 +240,7 @@ def _throughput(result: Result) -> Chart | None:
 def _quality(result: Result, concurrency: int) -> Chart | None:
     import altair as alt
 
-    names, colour, shape = _looks(result)
+    names, colour, shape = looks(result)
     rows: list[dict[str, Any]] = []
     for candidate in _drawn(result):
         speed, loss = candidate.score.at(concurrency), findings.loss(candidate)
@@ -281,7 +281,7 @@ def _quality(result: Result, concurrency: int) -> Chart | None:
         ),
         color=colour,
     )
-    tooltip = _tooltip(
+    tooltip = hover(
         ("recipe", "recipe"),
         ("loss_text", "quality loss"),
         ("tokens_text", "tokens/s"),
@@ -291,10 +291,10 @@ def _quality(result: Result, concurrency: int) -> Chart | None:
     points = base.mark_point(filled=True, size=110).encode(opacity=_faint(), y=y, shape=shape, tooltip=tooltip)
     text: list[Any] = []
     if any(row["strong"] for row in rows):
-        text = _lettered(base.transform_filter("datum.strong").encode(y=y), "words:N", dx=9, dy=-10, align="left")
+        text = lettered(base.transform_filter("datum.strong").encode(y=y), "words:N", dx=9, dy=-10, align="left")
     bound = alt.Chart(alt.Data(values=[{"loss": limit, "words": f"limit {limit:g} %"}])).encode(y="loss:Q")
     line = bound.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color="var(--limit)")
-    name = _lettered(bound.encode(x=alt.value(4)), "words:N", align="left", dy=-7, color="var(--limit)")
+    name = lettered(bound.encode(x=alt.value(4)), "words:N", align="left", dy=-7, color="var(--limit)")
     title = "Quality loss against speed"
     words = "Down and to the right is better; above the line a recipe can't win. Bars are 95 % intervals."
     words += " The scale is logarithmic." if wide else ""
@@ -376,7 +376,7 @@ def _request(result: Result, concurrency: int) -> Chart | None:
         rows,
         "seconds",
         alt.Color("part:N", scale=parts, legend=None),
-        _tooltip(("recipe", "recipe"), ("part", "part"), ("text", "median")),
+        hover(("recipe", "recipe"), ("part", "part"), ("text", "median")),
         _described(f"Where a request's time goes with {findings.streams(concurrency)}", result, rows, "whole_s", "s"),
     )
     words = "Seconds of a median request; medians, so the sum is approximate." + _more(result)
@@ -425,7 +425,7 @@ def _price(result: Result, which: str) -> Chart | None:
         rows,
         "price",
         alt.Color("look:N", scale=looks, legend=None),
-        _tooltip(("recipe", "recipe"), ("words", "$ per 1M tokens")),
+        hover(("recipe", "recipe"), ("words", "$ per 1M tokens")),
         _described(title, result, rows, "price", "$"),
     )
     words += _more(result)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from quicksilver.bench import certified, findings
+from quicksilver.bench import certified, findings, tradeoffs
 from quicksilver.bench import columns as table_columns
 from quicksilver.bench.columns import Cell, Column, Row
 from quicksilver.bench.findings import plain
@@ -72,6 +72,9 @@ def table(result: Result, certificate: Certificate | None = None, *, width: int 
         parts.append(Padding(Text(plain(result.why)), (0, 0, 0, 2), expand=False))
     if standing := certified.standing(result, certificate):
         parts.append(Padding(Text(plain(standing)), (0, 0, 0, 2), expand=False))
+    for title, sentences in tradeoffs.summary(result):
+        parts.append(Text(f"\n{title}", "bold"))
+        parts += [Padding(Text(plain(line)), (0, 0, 0, 2), expand=False) for line in sentences]
     for group in findings.left_out(result):
         parts.append(Text.assemble(("\n" + group.title, "bold"), (f" ({group.count}): {group.meaning}", "dim")))
         for reason, labels in group.reasons:
@@ -190,6 +193,16 @@ def markdown(result: Result, certificate: Certificate | None = None) -> str:
     lines += ["", md(f"Goal: {findings.GOALS[result.goal.metric]}; {', '.join(findings.limits(result.goal))}.")]
     notes = (findings.price_words(result), *findings.cautions(result), *_remarks(result))
     lines += ["", *(f"- {md(line)}" for line in notes)]
+    for title, (heads, cells) in (
+        ("Presets", tradeoffs.presets(result)),
+        ("Price, latency and quality", tradeoffs.front(result)),
+        ("Alone and together", tradeoffs.interactions(result)),
+    ):
+        if cells:
+            lines += ["", f"### {title}", "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+            lines += ["| " + " | ".join(map(md, row)) + " |" for row in cells]
+    if said := [*tradeoffs.crossovers(result), tradeoffs.prediction(result)]:
+        lines += ["", *(f"- {md(line)}" for line in said if line)]
     for group in findings.left_out(result):
         lines += ["", f"### {group.title} ({group.count})", ""]
         lines += [f"- {', '.join(map(md_code, labels))}: {md(reason)}" for reason, labels in group.reasons]
@@ -248,10 +261,10 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         import jinja2
     except ImportError as error:
         raise QuicksilverError("A report needs jinja2: pip install 'quicksilver[optimize]'.") from error
-    from quicksilver.bench import charts
+    from quicksilver.bench import charts, tradeoff_charts
 
     missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
-    drawn = charts.draw(result) if not missing else []
+    drawn = [*charts.draw(result), *tradeoff_charts.draw(result)] if not missing else []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("quicksilver.bench"),
         autoescape=True,
@@ -279,6 +292,7 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         remarks=_remarks(result),
         certificate=certificate,
         certified=certified,
+        tradeoffs=tradeoffs,
         standing=certified.standing(result, certificate),
         created=date(result.created),
         shown_recipe=findings.shown(result),

@@ -20,6 +20,8 @@ from quicksilver.cli.certify import certify
 from quicksilver.cli.compare import compare
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.optimize import optimize
+from quicksilver.cli.presets import presets
+from quicksilver.cli.result import show_run
 from quicksilver.cli.serve import serve
 from quicksilver.cli.show import engines, hardware, models, techniques, workloads
 from quicksilver.cli.store import store
@@ -72,6 +74,8 @@ def cli(context: click.Context, version: bool) -> None:
 
 for command in (
     optimize,
+    show_run,
+    presets,
     bench,
     compare,
     certify,

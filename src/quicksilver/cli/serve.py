@@ -15,6 +15,11 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
 
 @click.command(short_help="Serve an artefact or a run behind the OpenAI API.")
 @click.argument("target")
+@click.option(
+    "--preset", metavar="NAME", help="Of the model TARGET: cost, balanced or latency; see `quicksilver presets`."
+)
+@click.option("--workload", metavar="NAME", help="The workload that the preset was found for; else the last one.")
+@click.option("--any-machine", is_flag=True, help="Take a preset that was measured on another machine.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -72,6 +77,9 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
 def serve(
     target: str,
     *,
+    preset: str | None,
+    workload: str | None,
+    any_machine: bool,
     host: str,
     port: int,
     replace: bool,
@@ -86,7 +94,7 @@ def serve(
     record_answers: bool,
     record_limit: float | None,
 ) -> int:
-    """Serve TARGET, an artefact, runs/ID or a key of the store, until Ctrl-C.
+    """Serve TARGET until Ctrl-C: an artefact, runs/ID, a key of the store, or a model by one of its presets.
 
     The first line of stdout is {"port": N}, once the port is taken; the endpoint answers when the model is loaded.
     """
@@ -99,8 +107,13 @@ def serve(
         raise BadInputError("An API key may only have letters, digits and signs of ASCII: headers carry nothing else.")
     if replace and not port:
         raise BadInputError("--replace needs the --port of the server that is to be replaced.")
+    if preset is None and (workload is not None or any_machine):
+        raise BadInputError("--workload and --any-machine choose among presets: add --preset NAME.")
     return api.serve(
         target,
+        preset=preset,
+        workload=workload,
+        any_machine=any_machine,
         host=host,
         port=port,
         replace=replace,

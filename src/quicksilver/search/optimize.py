@@ -18,6 +18,7 @@ from quicksilver.nouns.technique import Technique
 from quicksilver.search import entries, proof, race, serving, space
 from quicksilver.search.outcome import result_of, with_speculation
 from quicksilver.search.state import Entry, Search
+from quicksilver.search.tradeoffs import with_tradeoffs
 
 BUILD_SHARE = 0.4
 """Share of the budget after which no new weights are built."""
@@ -40,7 +41,7 @@ def optimize(search: Search, recipes: Sequence[Recipe] | None = None) -> Result:
     else:
         _prove_given(search, recipes)
     _settle(search)
-    return with_speculation(search, result_of(search))
+    return with_speculation(search, with_tradeoffs(search, result_of(search)))
 
 
 def _settle(search: Search) -> None:

@@ -54,7 +54,7 @@ def _middle(served: Sequence[Mapping[str, float | None]], name: str) -> float | 
     return stats.percentiles(values, (50,))[0] if values else None
 
 
-def _candidate(search: Search, entry: Entry) -> Candidate:
+def candidate_of(search: Search, entry: Entry) -> Candidate:
     recipe = entry.recipe
     return Candidate(
         label=recipe.label,
@@ -70,7 +70,7 @@ def _candidate(search: Search, entry: Entry) -> Candidate:
 
 def result_of(search: Search) -> Result:
     run = search.run
-    candidates = [_candidate(search, entry) for entry in search.entries]
+    candidates = [candidate_of(search, entry) for entry in search.entries]
     final = set(search.baseline.rounds)
     in_final = {e.hash for e in search.entries if set(e.rounds) == final}
     behind = [c for c in candidates if c.status == "measured" and c.recipe_hash not in in_final]

@@ -25,7 +25,11 @@ def test_search(form: Format, name: str) -> None:
     check(name, export.text(*searched(), form))
 
 
-@pytest.mark.parametrize(("build", "name"), [(plain, "loads.outline.txt"), (searched, "search.outline.txt")], ids=str)
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [(plain, "loads.outline.txt"), (searched, "search.outline.txt")],
+    ids=["plain", "searched"],
+)
 def test_page(build: object, name: str) -> None:
     assert callable(build)
     outline = Outline()

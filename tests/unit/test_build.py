@@ -368,10 +368,8 @@ def test_a_log_is_named_and_only_its_own_part_is_quoted(tiny: Path, plugin: Path
     log.write_text("words of another run\n", encoding="utf-8")
     with pytest.raises(BuildError, match=rf"failed: one last word; the log is {log}\.$"):
         building.build(misbehaving(tiny, "exit"), log=log)
-    (plugin / "misbehave.py").write_text(
-        PLUGIN.replace('print("one last word"', 'str("nothing"').replace("file=sys.stderr, flush=True", ""),
-        encoding="utf-8",
-    )
+    quiet = PLUGIN.replace('print("one last word"', 'str("nothing"').replace("file=sys.stderr, flush=True", "")
+    (plugin / "misbehave.py").write_text(quiet, encoding="utf-8")
     with pytest.raises(BuildError, match="failed: exit code 7; the log"):
         building.build(misbehaving(tiny, "exit"), log=log)
     with pytest.raises(BadInputError, match=r"The log .* can't be written: "):

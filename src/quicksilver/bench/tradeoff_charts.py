@@ -8,6 +8,8 @@ from quicksilver.bench import charts, findings, tradeoffs
 from quicksilver.bench.charts import Chart
 from quicksilver.nouns import Result
 
+COST, LATENCY = "price of a token, as-is is 1", "time of an answer for one user, as-is is 1"
+
 
 def draw(result: Result) -> list[Chart]:
     """Draw what there are figures for."""
@@ -45,15 +47,15 @@ def _front(result: Result) -> Chart | None:
         return None
     base = alt.Chart(alt.Data(values=rows)).encode(color=colour)
     scale = alt.Scale(zero=False, nice=True, padding=18)
-    x = alt.X("latency:Q", title="time of an answer for one user, as-is is 1", scale=scale, axis=alt.Axis(tickCount=6))
-    y = alt.Y("cost:Q", title="price of a token, as-is is 1", scale=scale, axis=alt.Axis(tickCount=6))
+    x = alt.X("latency:Q", title=LATENCY, scale=scale, axis=alt.Axis(tickCount=6))
+    y = alt.Y("cost:Q", title=COST, scale=scale, axis=alt.Axis(tickCount=6))
     seen = alt.condition("datum.front", alt.value(1), alt.value(0.45))
     bars = [
         base.mark_rule(strokeWidth=1.5).encode(
-            x=alt.X("latency_low:Q", title=None), x2="latency_high:Q", y=y, opacity=_half()
+            x=alt.X("latency_low:Q", title=LATENCY), x2="latency_high:Q", y=y, opacity=_half()
         ),
         base.mark_rule(strokeWidth=1.5).encode(
-            x=x, y=alt.Y("cost_low:Q", title=None), y2="cost_high:Q", opacity=_half()
+            x=x, y=alt.Y("cost_low:Q", title=COST), y2="cost_high:Q", opacity=_half()
         ),
     ]
     points = base.mark_point(filled=True, size=110).encode(

@@ -34,8 +34,10 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
     assert result.lengths.prompt_min >= 500
     assert result.lengths.prompt_max <= 1000
     assert "Q4_1" in result.model_remark
-    as_is, ours = (c for c in result.candidates if c.status == "measured")
-    assert as_is.baseline
+    as_is, ours = result.baseline, found.best
+    assert as_is is not None
+    assert ours is not None
+    assert not ours.baseline
     assert ours.score.quality is not None
     assert ours.score.quality.loss_percent is not None
     assert 0 < ours.score.quality.loss_percent.value < 3

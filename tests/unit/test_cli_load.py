@@ -52,14 +52,25 @@ def test_an_open_loop_from_the_command_line(artifact: Path, capsys: pytest.Captu
     assert "--rate 20,40" in found.command
 
 
-def test_a_trace_and_a_ramp_from_the_command_line(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_and_a_ramp_from_the_command_line(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("moments.txt").write_text("0\n0.1\n0.15\n0.4\n", encoding="utf-8")
     found = bench(artifact, capsys, "--trace", "moments.txt")
     assert (found.speeds[0].load, found.speeds[0].requests) == ("trace", 4)
     assert found.settings["arrivals"][0]["moments"] == 4
     capsys.readouterr()
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert run(["bench", str(artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
-    assert "1 to 3 streams" in capsys.readouterr().out
+    wide = capsys.readouterr().out
+    assert "1 to 3 streams" in wide
+    assert "blended" in wide
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["bench", str(artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
+    table = capsys.readouterr().out.splitlines()[1:3]
+    assert "1 to 3 streams" in table[1]  # on one line
+    assert "TTFT p50/p99 ms" in table[0]
+    assert max(map(len, table)) <= 80
 
 
 @pytest.mark.parametrize(

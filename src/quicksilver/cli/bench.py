@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from quicksilver.nouns import Benchmark, Figure, Latency, Speed
 
 
+DISPENSABLE = ("blended", "tokens in+out", "guesses right", "TPOT p50/p99 ms", "req/s", "$/1M", "ITL p50/p99 ms")
+"""Columns that a narrow screen has to do without, the first to go first; `--json` has them all."""
+
+
 @click.command(short_help="Measure a server, an artefact or a run under a workload.")
 @click.argument("target")
 @click.option(
@@ -168,7 +172,7 @@ def bench(
                 table(tried.heads, tried.rows, right=[n for n in range(len(tried.heads)) if n not in tried.words])
             )
             screen.print(f"\n{found.search.verdict}\n", style="bold" if found.search.best is not None else "bold red")
-        screen.print(_figures(found))
+        screen.print(_figures(found, screen.width))
         if found.slo is not None and found.search is None:
             for speed, met in zip(found.speeds, found.goodputs, strict=True):
                 screen.print(f"Good requests under {found.slo} at {load_words(speed)}: {share(met)}")
@@ -192,8 +196,8 @@ def bench(
         context.exit(1)
 
 
-def _figures(found: Benchmark) -> Any:
-    """One row for each load; a column that says nothing of any load is left out."""
+def _figures(found: Benchmark, width: int) -> Any:
+    """One row for each load; a column that says nothing of any load is left out, and so are the last that don't fit."""
     closed = all(not speed.load for speed in found.speeds)
     columns = {
         "streams" if closed else "load": [_load(speed) for speed in found.speeds],
@@ -209,6 +213,9 @@ def _figures(found: Benchmark) -> Any:
         "blended": [f"{cost.blended:.4f}" if cost and cost.blended is not None else "" for cost in found.costs],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
+    for head in DISPENSABLE:
+        if sum(2 + max(map(len, (name, *cells))) for name, cells in shown.items()) > width:
+            shown.pop(head, None)
     return table(list(shown), list(zip(*shown.values(), strict=True)), right=range(len(shown)))
 
 

@@ -37,7 +37,8 @@ MODES = ("off", "always on", "by load")
 ANSWERS = 24
 """Answers that guesses are replayed on for the table, as an optimisation does with those of its final race."""
 # Prompts of a round by streams, each used once: no stream waits long for the last.
-LOADS = {
+Loads = dict[str, dict[int, int]]
+LOADS: Loads = {
     "hotpotqa": {1: 4, 2: 6, 4: 12, 8: 24, 16: 48},
     "stories at temperature 1": {1: 2, 2: 4, 4: 8, 8: 16, 16: 32},
 }
@@ -52,9 +53,14 @@ def main() -> int:
     """Measure, draw the chart if it is asked for, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int, nargs="+", help="only these of the loads")
     parser.add_argument("--chart", type=Path, help="where to write the chart, SVG")
     options = parser.parse_args()
-    counts = [1 + sum(loads.values()) * options.rounds for loads in LOADS.values()]
+    every = {
+        name: {n: count for n, count in loads.items() if n in (options.streams or loads)}
+        for name, loads in LOADS.items()
+    }
+    counts = [1 + sum(loads.values()) * options.rounds for loads in every.values()]
     load = workloads.load("hotpotqa", prompts=60 + 2 * (counts[0] + ANSWERS))
     questions = [*load.search, *load.evaluation]
     prompts = {"hotpotqa": _cut(questions[ANSWERS:]), "stories at temperature 1": _cut(_stories())}
@@ -64,8 +70,8 @@ def main() -> int:
     artifact = _artifact(load)
     with tempfile.TemporaryDirectory() as folder:
         _tabulate(artifact, questions[:ANSWERS], load, Path(folder))
-        samples = _measure(artifact, prompts, options.rounds, Path(folder))
-    results = {name: [_row(samples[name], streams) for streams in loads] for name, loads in LOADS.items()}
+        samples = _measure(artifact, prompts, every, options.rounds, Path(folder))
+    results = {name: [_row(samples[name], streams) for streams in loads] for name, loads in every.items()}
     document = {
         "benchmark": "speculation",
         "recipe": artifact.label,
@@ -122,11 +128,11 @@ def _settings(artifact: Artifact, mode: str) -> Settings:
 
 
 def _measure(
-    artifact: Artifact, prompts: dict[str, list[Prompt]], rounds: int, folder: Path
+    artifact: Artifact, prompts: dict[str, list[Prompt]], every: Loads, rounds: int, folder: Path
 ) -> dict[str, dict[str, list[Sample]]]:
     """Return each workload's and mode's Samples. At each load the modes go one after the other, in turning order."""
     engine = engines.find(artifact.engine)
-    found: dict[str, dict[str, list[Sample]]] = {name: {mode: [] for mode in MODES} for name in LOADS}
+    found: dict[str, dict[str, list[Sample]]] = {name: {mode: [] for mode in MODES} for name in every}
     with ExitStack() as servers:
         endpoints: dict[str, Endpoint] = {
             mode: servers.enter_context(engine.serve(artifact.path, _settings(artifact, mode))) for mode in MODES
@@ -141,7 +147,7 @@ def _measure(
                 warmup=True,
             )
         turn = 0
-        for name, loads in LOADS.items():
+        for name, loads in every.items():
             fields = {} if name == "hotpotqa" else {"temperature": 1.0}
             left = iter(prompts[name][1:])
             for number, (streams, count) in itertools.product(range(rounds), loads.items()):

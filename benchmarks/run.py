@@ -22,6 +22,7 @@ JOBS = {
     "soak": [str(HERE / "soak.py"), str(RECIPES[0])],
     "speculation": [str(HERE / "speculation.py"), "--chart", str(RESULTS / "speculation.svg")],
     "agreement": [str(HERE / "agreement.py")],
+    "surface": [str(HERE / "surface.py")],
     "main_job": [str(HERE / "main_job.py")],
 }
 ON_REQUEST = {"agreement"}

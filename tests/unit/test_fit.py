@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from quicksilver.nouns import Recipe, Settings, Technique
 from quicksilver.search.fit import Load, fit
 from quicksilver.techniques import make
-from quicksilver.testing.surface import FACTS
+from quicksilver.testing.large import LARGE
 
 LOAD = Load(streams=8, context=1000)
 
@@ -19,7 +19,7 @@ def settings_of(stack: list[Technique], **fields: object) -> Settings:
 
 
 def test_the_lines_are_what_the_shapes_say() -> None:
-    found = fit(FACTS, (), settings_of([]), LOAD, runtime_mb=100)
+    found = fit(LARGE, (), settings_of([]), LOAD, runtime_mb=100)
     assert found.weights == pytest.approx(16_000)
     # 2 x 32 layers x 8 heads x 128 in 16 bits for each token.
     assert found.kv_cache == pytest.approx(8 * 1000 * 2 * 32 * 8 * 128 * 2 / 1e6)
@@ -27,7 +27,7 @@ def test_the_lines_are_what_the_shapes_say() -> None:
 
 
 def test_the_sentence_has_every_line_and_the_limit() -> None:
-    said = fit(FACTS, (), settings_of([]), LOAD).sentence(8000)
+    said = fit(LARGE, (), settings_of([]), LOAD).sentence(8000)
     for words in (
         "weights 16,000",
         "KV cache 1,049 (8 streams of 1,000 tokens at 131.1 kB)",
@@ -45,12 +45,12 @@ def test_the_sentence_has_every_line_and_the_limit() -> None:
 )  # fmt: skip
 def test_what_saves_memory_takes_less(stack: list[object], fields: dict[str, object]) -> None:
     made = [make(entry) for entry in stack]  # type: ignore[arg-type]
-    assert fit(FACTS, made, settings_of(made, **fields), LOAD).total < fit(FACTS, (), settings_of([]), LOAD).total
+    assert fit(LARGE, made, settings_of(made, **fields), LOAD).total < fit(LARGE, (), settings_of([]), LOAD).total
 
 
 @given(st.integers(1, 64), st.integers(1, 8000), st.floats(1, 1e6))
 def test_only_what_is_well_over_a_limit_is_dropped(streams: int, context: int, limit: float) -> None:
-    found = fit(FACTS, (), settings_of([]), Load(streams, context))
+    found = fit(LARGE, (), settings_of([]), Load(streams, context))
     if found.exceeds(limit):
         assert found.total > limit
     assert not found.exceeds(found.total)

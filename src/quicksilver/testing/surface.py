@@ -18,8 +18,9 @@ import numpy as np
 
 from quicksilver import techniques
 from quicksilver.errors import IllegalRecipeError
-from quicksilver.nouns import ModelFacts, Technique
+from quicksilver.nouns import Technique
 from quicksilver.search.space import Configuration, Space, combine, variants
+from quicksilver.testing.large import LARGE
 
 LOADS = (1, 8)
 """Concurrencies that it is measured at."""
@@ -30,18 +31,6 @@ SERVING = ("prompt-lookup", "chunked-prefill", "kv-cache")
 SETTINGS: dict[str, tuple[Any, ...]] = {"threads": (0, 4), "max_streams": (64, 4)}
 LIMIT = 1.0
 """Quality loss that may be had, percent."""
-FACTS = ModelFacts(
-    architecture="llama",
-    layers=32,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    vocab_size=128_256,
-    max_positions=8192,
-    parameters=8_000_000_000,
-)
 
 
 def space(size: int | None = 5000, seed: int = 0) -> Space:
@@ -62,7 +51,7 @@ def _fitting(name: str) -> list[Technique]:
     found = []
     for variant in variants(techniques.find(name)):
         try:
-            variant.check(FACTS)
+            variant.check(LARGE)
         except IllegalRecipeError:
             continue
         found.append(variant)

@@ -29,11 +29,12 @@ from quicksilver import engines, techniques
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.build import store
-from quicksilver.nouns import Artifact, Engine, Model, ModelFacts, Prompt, Recipe, Settings, Technique
+from quicksilver.nouns import Artifact, Engine, Model, Prompt, Recipe, Settings, Technique
 from quicksilver.recipes import from_document, to_document
 from quicksilver.sources import models
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.testing.engine_contract import ask
+from quicksilver.testing.large import LARGE
 from quicksilver.testing.tiny import make_tiny_gguf, make_tiny_model
 
 GRID = "gguf grid"
@@ -47,19 +48,6 @@ CALIBRATION = tuple(
         ("had a school", "was very old", "sold paper and glass", "stood under the stone bridge") * 2
     )
 )
-LARGE = ModelFacts(
-    architecture="llama",
-    layers=32,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    vocab_size=128_256,
-    max_positions=8192,
-    parameters=8_000_000_000,
-)
-"""Facts of a model of 8B, for estimates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from quicksilver.errors import BadInputError, EngineError, unknown
-from quicksilver.nouns.engine import Endpoint, Engine
+from quicksilver.nouns.engine import Abilities, Endpoint, Engine
 from quicksilver.nouns.settings import Settings
 
 DOCUMENT = "remote.json"
@@ -29,6 +29,7 @@ class Remote(Engine):
 
     name: ClassVar[str] = "remote"
     format: ClassVar[str] = "remote"
+    abilities: ClassVar[Abilities] = Abilities(owned=False)
 
     def version(self) -> str:
         """Return the version of the API that it speaks; the server's own isn't known."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from quicksilver.environments import NativeBuild
     from quicksilver.nouns.hardware import Hardware
     from quicksilver.nouns.settings import Settings
     from quicksilver.nouns.speculation import SpeculationTable
@@ -130,6 +131,28 @@ class Decoder(ABC):
         """Stop the decoder's thread and free the model."""
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an engine's server can do besides answering, and streaming, conversations and texts."""
+
+    logprobs: bool = True
+    """Tells the log-probability of each token that it chose (`logprobs`)."""
+    prompt_logprobs: bool = True
+    """Tells those of the prompt's own tokens (`echo` with `logprobs`). Without, quality is the task's score and the answers."""
+    prompt_top_logprobs: bool = True
+    """Tells the likeliest tokens in the places of the prompt's, too."""
+    token_prompts: bool = True
+    """Takes prompts in token ids, as its /tokenize gives them."""
+    exact: bool = True
+    """Gives the same greedy answer again, to the letter."""
+    owned: bool = True
+    """Its server is a process of ours: it starts, ends and is accounted for here."""
+    native: bool = False
+    """Can be built for this machine's CPU (`build_native`)."""
+    running: str = "vllm:num_requests_running"
+    """The gauge in its /metrics that counts the answers that it works on."""
+
+
 class Engine(ABC):
     """Runs artefacts of one format. Its file's name under `engines` is its name."""
 
@@ -138,10 +161,17 @@ class Engine(ABC):
     """The weight format it serves; technique steps are built for it."""
     stack: ClassVar[str] = "default"
     """The environment (a lock file under envs/) that its builds need."""
+    environment: ClassVar[str] = "default"
+    """The environment that it serves from; `quicksilver engine add` makes one that isn't ours (`quicksilver.environments`)."""
+    abilities: ClassVar[Abilities] = Abilities()
 
     @abstractmethod
     def version(self) -> str:
         """Return the engine's version, or raise EngineError if it isn't installed."""
+
+    def build_native(self, build: NativeBuild) -> None:
+        """Build its server for this machine's CPU into `build.target`. Raises EngineError; called for `engine add --native`."""
+        raise TypeError(f"The engine {self.name!r} has no native build.")
 
     def tools(self) -> dict[str, str]:
         """Return the versions of what its builds are made with: another version may build something else."""

@@ -37,11 +37,11 @@ def explore(search: Search) -> None:
         chooser.proven(where.configurations[index], passes=True, loss=_loss(search, entry))
         _tell(search, chooser, index, entry)
     hashes = {name: index for index, name in enumerate(_hashes(search, where))} if search.run.resumed else {}
-    alone = iter([_alone(chooser)])
+    alone_first = iter([alone(chooser)])
 
     def before() -> Sequence[int] | None:
         """What an interrupted run has raced next, and to begin with each technique alone."""
-        first = next(alone, [])
+        first = next(alone_first, [])
         kept = search.run.records().get(search.next_round)
         if kept is None:
             return first[: race.room(search)] or None
@@ -116,8 +116,9 @@ def _loss(search: Search, entry: Entry) -> float | None:
     return None if loss is None else loss.value / max(search.goal.max_quality_loss, 1e-3)
 
 
-def _alone(chooser: Policy) -> list[int]:
+def alone(chooser: Policy) -> list[int]:
     """The configurations of the best weights with one technique more, in its first form; of those that need no proof."""
+    chooser.learn()  # until then it knows nothing of what it was told
     ranked = chooser.ranked()
     best = chooser.space.configurations[ranked[0]].base if ranked else ()
     found: dict[str, int] = {}

@@ -281,6 +281,19 @@ def test_another_version_of_a_tool_is_another_build(model: Model, monkeypatch: p
     assert not set(keys(before)) & set(keys(plan(model, ["int8"])))
 
 
+def test_a_technique_for_another_engines_format_is_refused(model: Model) -> None:
+    class Grouse(Technique):
+        formats = frozenset({"gguf"})
+
+        @classmethod
+        def name(cls) -> str:
+            return "grouse"
+
+    with pytest.raises(IllegalRecipeError) as caught:
+        planning.make(Recipe(str(model.path), [make("int8"), Grouse()], engine="fake"), model)
+    assert str(caught.value) == "grouse is for gguf, and the engine fake serves fake."
+
+
 def test_as_is_in_the_users_own_list_is_not_doubled(model: Model) -> None:
     assert keys(plan(model, ["as-is"])) == keys(plan(model))
     assert keys(plan(model, ["int8", "as-is"])) == keys(plan(model, ["int8"]))

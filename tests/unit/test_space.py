@@ -27,7 +27,7 @@ CHOICES = {"threads": (0, 2, 1), "max_streams": (64, 8), "max_batched_tokens": (
 
 @pytest.fixture(scope="module")
 def found() -> Space:
-    return combine(BASES, space.serving(), CHOICES)
+    return combine(BASES, space.serving(engines.find("openvino")), CHOICES)
 
 
 def test_every_configuration_has_a_legal_order_and_is_there_once(found: Space) -> None:
@@ -53,7 +53,7 @@ def test_it_has_every_value_that_the_techniques_and_settings_name(found: Space) 
 
 def test_its_size_is_the_product_of_what_is_free(found: Space) -> None:
     slots: dict[str, int] = {}
-    for technique in space.serving():
+    for technique in space.serving(engines.find("openvino")):
         slots[min(technique.takes)] = slots.get(min(technique.takes), 1) + 1
     each = 3 * 2
     for count in slots.values():

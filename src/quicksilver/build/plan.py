@@ -150,6 +150,7 @@ def make(recipe: Recipe, model: Model, calibration: Sequence[Prompt] = ()) -> Pl
     engine = engines.find(recipe.engine)
     prompts = tuple(calibration[:CALIBRATION_PROMPTS])
     for technique in recipe.techniques:
+        engine.check(technique)
         technique.check(model.facts)
         technique.check_model(model)
     start = START | ({"gguf grid"} if model.kind == "gguf" and has_grid(model.path) else frozenset())

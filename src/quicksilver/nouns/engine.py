@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from quicksilver.errors import IllegalRecipeError
+
 if TYPE_CHECKING:
     from quicksilver.environments import NativeBuild
     from quicksilver.nouns.hardware import Hardware
@@ -190,6 +192,16 @@ class Engine(ABC):
         found["threads"] = tuple(n for n in found["threads"] if n < hardware.cores)
         found["max_streams"] = tuple(n for n in found["max_streams"] if 2 * n >= streams)
         return found
+
+    def check(self, technique: Technique) -> None:
+        """Raise IllegalRecipeError for a technique that it can't build or serve: by default one that is for other formats.
+
+        An engine that knows some techniques only says so here; a plan and a search ask before anything is built.
+        """
+        if technique.formats and self.format not in technique.formats:
+            raise IllegalRecipeError(
+                f"{technique.name()} is for {' or '.join(sorted(technique.formats))}, and the engine {self.name} serves {self.format}."
+            )
 
     def apply(self, technique: Technique, step: Step) -> None:
         """Run a technique's build step for this engine's format. Called in the worker's process."""

@@ -37,6 +37,8 @@ class Technique(Noun):
     needs: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
+    formats: ClassVar[frozenset[str]] = frozenset()
+    """The formats of engines that it is for; none: any, as far as the engine doesn't refuse it (`Engine.check`)."""
     builds: ClassVar[bool] = False
     """Whether it writes files (and so runs in a worker), or only sets how the engine serves."""
     calibrated: ClassVar[bool] = False

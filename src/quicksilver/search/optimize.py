@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from quicksilver import engines
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, IllegalRecipeError
 from quicksilver.nouns.recipe import Recipe
@@ -77,7 +78,8 @@ def _prove_given(search: Search, recipes: Sequence[Recipe]) -> None:
 
 def _explore(search: Search) -> None:
     """Try the ways of rounding weights, race those that pass, then look for how to serve the best of them."""
-    ways, search.left_out = space.weights(search.model)
+    engine = engines.find(search.engine)
+    ways, search.left_out = space.weights(search.model, engine)
     for way in sorted(ways, key=lambda way: entries.expected_build_s(search, (way,))):
         if unfit := serving.over_memory(search, (way,)):
             search.left_out.append(space.LeftOut(way.label, unfit))
@@ -142,7 +144,7 @@ def _try_numerics(search: Search, entry: Entry) -> None:
 
     The last option is the most careful: more so than the engine's default, which the entry itself has.
     """
-    options = space.numerics(entry.stack[-1], search.model, search.left_out)
+    options = space.numerics(entry.stack[-1], search.model, engines.find(search.engine), search.left_out)
     if _far_off(search, entry) or not options:
         return
     if entry.status != "measured":
@@ -162,16 +164,16 @@ def _boldest(search: Search, stack: tuple[Technique, ...], options: Sequence[Tec
 
 def _try_prepared(search: Search, entry: Entry) -> None:
     """Prepare the model's files first, in one way after the other until one passes, where the rounding alone is near it."""
-    way = entry.stack[-1]
+    way, engine = entry.stack[-1], engines.find(search.engine)
     if _far_off(search, entry) or way.calibrated:
         return
-    for before in space.preparations(search.model, search.left_out):
+    for before in space.preparations(search.model, engine, search.left_out):
         stack = (before, way)
         try:
             planning.order(stack)
         except IllegalRecipeError:
             continue  # such as a grid that the preparation would turn away from
-        options = space.numerics(way, search.model, search.left_out)
+        options = space.numerics(way, search.model, engine, search.left_out)
         prepared = _boldest(search, stack, options[:-1]) or _try(search, stack)
         if prepared is not None and prepared.status == "measured":
             return

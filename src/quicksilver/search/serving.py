@@ -94,7 +94,8 @@ def over_memory(search: Search, stack: Sequence[Technique], settings: Sequence[t
 def _space(search: Search, proven: Sequence[Entry]) -> Space:
     """The space over the proven stacks: all legal choices of serving techniques, and of the engine's settings."""
     more = []
-    for technique in space.serving():
+    engine = engines.find(search.engine)
+    for technique in space.serving(engine):
         try:
             technique.check(search.model.facts)
         except IllegalRecipeError as error:
@@ -102,7 +103,7 @@ def _space(search: Search, proven: Sequence[Entry]) -> Space:
             continue
         more.append(technique)
     streams = max(search.workload.concurrencies)
-    choices = engines.find(search.engine).choices(detect(), streams)
+    choices = engine.choices(detect(), streams)
     return space.combine([entry.stack for entry in proven], more, choices, space.start_of(search.model))
 
 

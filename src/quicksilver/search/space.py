@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quicksilver import techniques
 from quicksilver.build import plan
 from quicksilver.errors import IllegalRecipeError
+from quicksilver.nouns.engine import Engine
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.settings import Settings
@@ -45,8 +46,8 @@ def variants(cls: type[Technique]) -> Iterator[Technique]:
         yield cls(**dict(zip(space, values, strict=True)))
 
 
-def weights(model: Model) -> tuple[list[Technique], list[LeftOut]]:
-    """Return the ways to round the model's weights, and those that don't fit, with the reason.
+def weights(model: Model, engine: Engine) -> tuple[list[Technique], list[LeftOut]]:
+    """Return the ways to round the model's weights for an engine, and those that don't fit, with the reason.
 
     Of a technique that fits in several ways, such as group sizes, the first is tried: its finest.
     """
@@ -56,43 +57,52 @@ def weights(model: Model) -> tuple[list[Technique], list[LeftOut]]:
     for cls in _classes():
         if not (cls.builds and "float weights" in cls.takes):
             continue
-        fitting = [t for t in variants(cls) if _fits(t, model, start, left_out)]
+        fitting = [t for t in variants(cls) if does(engine, t) and _fits(t, model, start, left_out)]
         found += fitting[:1]
         left_out += [LeftOut(t.label, f"{fitting[0].label} is tried for this technique") for t in fitting[1:]]
     return found, left_out
 
 
-def preparations(model: Model, left_out: list[LeftOut]) -> list[Technique]:
-    """Return what can be done to the model's files before its weights are rounded; what doesn't fit is noted."""
+def preparations(model: Model, engine: Engine, left_out: list[LeftOut]) -> list[Technique]:
+    """Return what can be done to the model's files before an engine's weights are rounded; what doesn't fit is noted."""
     return [
         variant
         for cls in _classes()
         if cls.builds and cls.needs <= plan.START and "hf" in cls.needs - cls.takes
         for variant in variants(cls)
-        if _suits(variant, model, left_out)
+        if does(engine, variant) and _suits(variant, model, left_out)
     ]
 
 
-def numerics(way: Technique, model: Model, left_out: list[LeftOut]) -> list[Technique]:
+def numerics(way: Technique, model: Model, engine: Engine, left_out: list[LeftOut]) -> list[Technique]:
     """Return the settings that change what a way of rounding weights computes, boldest first; what doesn't fit is noted."""
     return [
         variant
         for cls in _classes()
         if not cls.builds and cls.changes_output and cls.needs - plan.START <= way.gives and cls.needs - plan.START
         for variant in variants(cls)
-        if _suits(variant, model, left_out)
+        if does(engine, variant) and _suits(variant, model, left_out)
     ]
 
 
-def serving() -> list[Technique]:
-    """Return the techniques that are switched on by settings alone, without regard to how weights were rounded."""
+def serving(engine: Engine) -> list[Technique]:
+    """Return the techniques of an engine that are switched on by settings alone, without regard to how weights were rounded."""
     return [
         variant
         for cls in _classes()
         if not cls.builds and cls.needs <= plan.START
         for variant in variants(cls)
-        if variant.settings()
+        if variant.settings() and does(engine, variant)
     ]
+
+
+def does(engine: Engine, technique: Technique) -> bool:
+    """Whether an engine can build and serve a technique. What is for other engines is no choice of its own, and isn't noted."""
+    try:
+        engine.check(technique)
+    except IllegalRecipeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quicksilver import techniques
+from quicksilver import engines, techniques
 from quicksilver.search import serving, space
 from quicksilver.search.policy import Policy
 from quicksilver.search.space import Configuration
@@ -10,7 +10,7 @@ from quicksilver.search.space import Configuration
 
 def test_each_technique_comes_alone_on_the_weights_that_lead_the_race() -> None:
     int8 = (techniques.make("int8"),)
-    where = space.combine([(), int8], space.serving(), {})
+    where = space.combine([(), int8], space.serving(engines.find("fake")), {})
     policy = Policy(where, loads=2)
     as_is, best = where.index(Configuration(())), where.index(Configuration(int8))
     assert as_is is not None

@@ -60,6 +60,8 @@ class Found:
     seconds: float
     raced: int
     stopped: str
+    errors: tuple[float, ...] = ()
+    """How far the cost model was off on what it hadn't seen, percent, by load and configuration."""
 
 
 def reduced(limit: int | None = None) -> Space:
@@ -128,7 +130,12 @@ def look(search: Search, where: Space, trials: int, seed: int) -> Found:
 
     best, *_ = policy.search(chooser, run, trials=trials)
     merits = chooser.merits()
-    return Found(best, float(merits.mean[best]), float(merits.sd[best]), spent, raced, chooser.stopped)
+    errors = tuple(
+        100 * abs(math.expm1(said - seen))
+        for forecast in chooser.forecasts
+        for said, seen in zip(forecast.predicted, forecast.measured, strict=True)
+    )
+    return Found(best, float(merits.mean[best]), float(merits.sd[best]), spent, raced, chooser.stopped, errors)
 
 
 def agreement(found: Sequence[Found]) -> dict[str, Any]:
@@ -145,6 +152,7 @@ def document(where: Space, swept: Sweep, found: Sequence[Found]) -> dict[str, An
     shares = [math.exp(swept.gains[one.index] - best) for one in found]
     times = [one.seconds / swept.seconds for one in found]
     labels = {i: " + ".join(t.label for t in c.stack) or "as-is" for i, c in enumerate(where.configurations)}
+    errors = [error for one in found for error in one.errors]
     (top,) = [i for i, gain in swept.gains.items() if gain == best][:1]
     return {
         "benchmark": "search_quality",
@@ -158,6 +166,7 @@ def document(where: Space, swept: Sweep, found: Sequence[Found]) -> dict[str, An
         "share_of_best": {"median": stats.percentiles(shares, (50,))[0], "low": min(shares), "high": max(shares)},
         "time_share": {"median": stats.percentiles(times, (50,))[0], "low": min(times), "high": max(times)},
         "stability": agreement(found),
+        "cost_model_error_percent": stats.percentiles(errors, (50,))[0] if errors else None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite bench clients agreement clean
+.PHONY: demo test lint suite bench clients agreement peers clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -32,6 +32,11 @@ clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients
 agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our figures against GuideLLM's and AIPerf's
 	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
 
+peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other servers; 5 GB of environments, about 15 minutes
+	$(BIN)/quicksilver engine add llamacpp
+	$(BIN)/quicksilver engine add vllm
+	$(BIN)/python benchmarks/run.py peers through
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Quicksilver needs Python 3.11 or later; say which with make PYTHON=..." >&2; exit 1; }
@@ -51,10 +56,10 @@ $(VENV)/.dev: envs/dev.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)-%/.made: envs/%.lock | $(VENV)/bin/python
-	@echo "Installing into $(VENV)-$* what envs/$*.lock names: 1.9 GB on disk for clients, 1.2 for aiperf." >&2
+	@echo "Installing into $(VENV)-$* what envs/$*.lock names: 1.9 GB on disk for clients, 1.2 for aiperf and for transformers." >&2
 	@$(VENV)/bin/python -m venv $(VENV)-$*
 	@$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r envs/$*.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-aiperf
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-aiperf $(VENV)-transformers

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import peer_figures
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -24,14 +27,23 @@ JOBS = {
     "agreement": [str(HERE / "agreement.py")],
     "surface": [str(HERE / "surface.py")],
     "main_job": [str(HERE / "main_job.py")],
+    "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
+    "through": [str(HERE / "through.py")],
 }
-ON_REQUEST = {"agreement"}
+ON_REQUEST = {"agreement", "peers", "through"}
 """These need environments of their own: see the Makefile."""
 
 
 def main() -> int:
     """Run the benchmarks named on the command line (by default all that need no more than the project), one after the other."""
-    names = sys.argv[1:] or [name for name in JOBS if name not in ON_REQUEST]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "benchmarks",
+        nargs="*",
+        choices=list(JOBS),
+        help=f"by default all but those that need environments of their own: {', '.join(sorted(ON_REQUEST))}",
+    )
+    names = parser.parse_args().benchmarks or [name for name in JOBS if name not in ON_REQUEST]
     RESULTS.mkdir(exist_ok=True)
     for name in names:
         done = subprocess.run([sys.executable, *JOBS[name]], check=True, stdout=subprocess.PIPE, text=True)
@@ -115,7 +127,7 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
         ),
     ]
-    return "\n".join(lines + _speculation())
+    return "\n".join(lines + _speculation() + _peers() + _through())
 
 
 def _speculation() -> list[str]:
@@ -142,6 +154,45 @@ def _speculation() -> list[str]:
         (
             f"Tokens/s, {found['recipe']}, answers of {found['answer_tokens']} tokens; `always on` guesses {found['always_on_tokens']}. "
             f"{found['rounds']} interleaved rounds over HTTP; in brackets their range. Commit {found['commit']}, {found['time']}."
+        ),
+    ]
+
+
+def _peers() -> list[str]:
+    """Return what our choice is against other servers; nothing before it was measured."""
+    file = RESULTS / "peers.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        "",
+        "![Tokens/s of Quicksilver's choice and of other servers with their defaults](benchmarks/results/peers.svg)",
+        "",
+        *peer_figures.summary(found),
+        "",
+        (
+            f"{found['model']} on `{found['workload']}`, at most {found['most_tokens']} tokens an answer, over HTTP, everyone's tokens counted by "
+            f"the model's own tokenizer. {found['rounds']} interleaved rounds; in brackets their range. Commit {found['commit']}, "
+            f"{found['time']}."
+        ),
+    ]
+
+
+def _through() -> list[str]:
+    """Return what driving an engine through us leaves of its own server's throughput; nothing before it was measured."""
+    file = RESULTS / "through.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    said = [
+        f"{name} {' and '.join(f'{_ranged(figure, 3)}x at {load} streams' for load, figure in row['ratio'].items())}"
+        for name, row in found["engines"].items()
+    ]
+    return [
+        "",
+        (
+            f"Through us an engine gives, of what its own server gives with the same arguments: {'; '.join(said)}. "
+            f"{found['rounds']} interleaved rounds. Commit {found['commit']}, {found['time']}."
         ),
     ]
 

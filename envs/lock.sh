@@ -22,3 +22,5 @@ lock dev "$PWD[optimize,dev]"
 # Clients of others, for docs/clients.md. GuideLLM asks for torch; AIPerf wants older packages than the rest.
 lock clients torch==2.13.0 guidellm "lm-eval[api]" langchain-openai
 lock aiperf aiperf
+# A peer of benchmarks/peers.py: the server that comes with transformers, at the version that one gets today.
+lock transformers torch==2.13.0 "transformers[serving]"

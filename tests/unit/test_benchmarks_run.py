@@ -1,0 +1,56 @@
+"""The command that re-makes the README's figures: what it refuses before it runs anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("benchmarks_run", BENCHMARKS / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def none(*words: Any, **options: Any) -> None:
+        raise AssertionError(f"it ran {words} with {options}")
+
+    monkeypatch.setattr(module.subprocess, "run", none)
+    return module
+
+
+@pytest.mark.parametrize("words", [["speculatoin"], ["speculation", "--hlep"], ["light", "nothing"]], ids=str)
+def test_what_it_does_not_know_is_refused_before_anything_runs(
+    run: ModuleType, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_help_names_the_benchmarks_and_runs_none(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "speculation", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in run.JOBS)
+
+
+def test_every_benchmark_is_a_file(run: ModuleType) -> None:
+    assert all(Path(words[0]).is_file() for words in run.JOBS.values())
+    assert set(run.JOBS) >= run.ON_REQUEST

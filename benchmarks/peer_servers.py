@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from quicksilver import environments
+from quicksilver import engines, environments
 from quicksilver.engines.process import HOST, LOCAL
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Endpoint, Model
@@ -119,10 +119,9 @@ def _transformers(materials: Materials, port: int) -> Sequence[str]:
 
 
 def _llamacpp(materials: Materials, port: int) -> Sequence[str]:
-    from quicksilver.engines.llamacpp import server
-
-    # Four slots that share the context are llama-server's own default, and not the package's.
-    words = [str(environments.python("llamacpp")), str(Path(server.__file__)), "--model", str(materials.gguf)]
+    # Its own words for the package's server; four slots that share the context are llama-server's default, and not the package's.
+    script = Path(engines.__file__).parent / "llamacpp" / "server.py"
+    words = [str(environments.python("llamacpp")), str(script), "--model", str(materials.gguf)]
     return [
         *words,
         "--alias",

@@ -144,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     labels = {recipe.hash: f"{recipe.engine}, {artifacts[recipe.hash].label}" for recipe in recipes.values()}
     materials = Materials(model, options.transformers)
     servers: dict[str, Any] = {figures.OURS: {"weights": "as chosen"}}
-    with tempfile.TemporaryDirectory() as work, ExitStack() as running:
+    with tempfile.TemporaryDirectory() as work:
         bench = Bench(
             prompts=iter(every[WARM_UP:]),
             counts=counts,
@@ -155,29 +155,20 @@ def main(words: Sequence[str] | None = None) -> int:
             tokenizer=Tokenizer(model.path if model.kind == "hf" else materials.as_is),
         )
         bench.folder.mkdir(parents=True, exist_ok=True)
-        for key, artifact in artifacts.items():
-            loads = {streams for streams, recipe in recipes.items() if recipe.hash == key}
-            opened = engines.find(artifact.engine).serve(artifact.path, artifact.settings)
-            _add(bench, figures.OURS, running.enter_context(opened), loads, every[:WARM_UP])
-        for name in options.peers:
-            peer = PEERS[name]
-            try:
-                tell(f"starting {name}")
-                log = bench.folder / f"{name}.log"
-                endpoint = running.enter_context(started(peer, materials, log))
-                _add(bench, name, endpoint, set(counts), every[:WARM_UP])
-                servers[name] = {
-                    "weights": peer.weights,
-                    "version": peer.version(materials),
-                    "ready_s": endpoint.load_s,
-                }
-            except QuicksilverError as error:
-                bench.failed[name] = str(error)
-                tell(f"{name} can't be measured: {error}")
         try:
-            bench.measure()
+            with ExitStack() as running:
+                for key, artifact in artifacts.items():
+                    loads = {streams for streams, recipe in recipes.items() if recipe.hash == key}
+                    opened = engines.find(artifact.engine).serve(artifact.path, artifact.settings)
+                    _add(bench, figures.OURS, running.enter_context(opened), loads, every[:WARM_UP])
+                servers |= _start_peers(bench, options.peers, materials, every[:WARM_UP], running)
+                bench.measure()
         except KeyboardInterrupt:
-            bench.failed["the benchmark"] = "it was stopped before its end"
+            bench.failed["the rest"] = "it was stopped before its end"
+        except EngineError as error:
+            if not bench.entries:
+                raise
+            bench.failed[figures.OURS] = str(error)
     losses = {}
     if not options.no_quality:
         losses = {labels[recipe.hash]: _loss(recipe, artifacts[recipe.hash], load) for recipe in recipes.values()}
@@ -255,6 +246,25 @@ def _choice(text: str) -> tuple[int, Path]:
     if not streams.isdigit() or not Path(recipe).is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not STREAMS=RECIPE, such as 8=examples/recipes/int8.toml")
     return int(streams), Path(recipe)
+
+
+def _start_peers(
+    bench: Bench, names: Sequence[str], materials: Materials, prompts: Sequence[Prompt], running: ExitStack
+) -> dict[str, Any]:
+    """Start peers and take in those that answer; return what is known of them. The others are named."""
+    found = {}
+    for name in names:
+        peer = PEERS[name]
+        tell(f"starting {name}")
+        try:
+            endpoint = running.enter_context(started(peer, materials, bench.folder / f"{name}.log"))
+            _add(bench, name, endpoint, set(bench.counts), prompts)
+        except QuicksilverError as error:
+            bench.failed[name] = str(error)
+            tell(f"{name} can't be measured: {error}")
+            continue
+        found[name] = {"weights": peer.weights, "version": peer.version(materials), "ready_s": endpoint.load_s}
+    return found
 
 
 def _add(bench: Bench, name: str, endpoint: Endpoint, loads: set[int], prompts: Sequence[Prompt]) -> None:

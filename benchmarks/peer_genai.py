@@ -47,7 +47,7 @@ class Answer:
             for output in self.handle.read().values():
                 tokens += output.generated_ids
                 finish = ENDS.get(output.finish_reason, finish)
-        over = self.handle.get_status() != genai.GenerationStatus.RUNNING
+        over: bool = self.handle.get_status() != genai.GenerationStatus.RUNNING
         if tokens or over:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, (tokens, (finish or "stop") if over else None))
         return over

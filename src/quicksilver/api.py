@@ -377,6 +377,7 @@ def serve(
     When requests come and how long they are is appended to the file `record`, up to a size of `record_limit_mb` (100), and
     is a workload; what they say is with `record_prompts`, and what is answered with `record_answers`: ask those who ask.
     """
+    from quicksilver import engines
     from quicksilver.serve.limits import Limits
     from quicksilver.serve.server import Place, make_recording
     from quicksilver.serve.server import serve as run_server
@@ -389,6 +390,17 @@ def serve(
         artifact = kept.artifact(chosen, say=say or silent)
     else:
         artifact = find_artifact(target)
+    engine = engines.find(artifact.engine)
+    if engine.abilities.own_server:
+        from quicksilver.serve.foreign import serve as serve_foreign
+
+        if recording is not None or replace:
+            raise BadInputError(
+                f"The engine {artifact.engine} answers by its own server, which can't record traffic or take over a port; "
+                "leave --record and --replace out."
+            )
+        serve_foreign(engine, artifact, Place(host, port, insecure=insecure), api_keys=api_keys, say=say or silent)
+        return 0
     limits = Limits(
         max_streams=artifact.settings.max_streams,
         max_waiting=max_waiting,

@@ -157,7 +157,7 @@ def make(recipe: Recipe, model: Model, calibration: Sequence[Prompt] = ()) -> Pl
     techniques = order(recipe.techniques, start)
     source = content_hash({"model": model.fingerprint})
     steps: list[PlannedStep] = []
-    if model.kind == "gguf":
+    if model.kind == "gguf" and not engine.reads_gguf:
         source = content_hash({"import": IMPORT_REVISION, "source": source})
         steps.append(_planned(None, source, model, engine))
     made_with = [engine.name, engine.format, engine.version(), engine.tools()]

@@ -13,7 +13,7 @@ from quicksilver.nouns import Engine
 
 GROUP = "quicksilver.engines"
 """The entry-point group for engines of other packages."""
-NOT_ENGINES = {"grammar", "grammar_check", "process"}
+NOT_ENGINES = {"grammar", "grammar_check", "guard", "process"}
 
 
 def names() -> list[str]:

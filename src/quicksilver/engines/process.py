@@ -15,16 +15,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from quicksilver.errors import BadInputError, EngineError
-from quicksilver.nouns import Endpoint, Settings
+from quicksilver.nouns import Command, Endpoint, Settings
 
 HOST = "127.0.0.1"
+GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.02
 GRACE_S = 10
 """Seconds between SIGTERM and SIGKILL."""
@@ -62,24 +63,67 @@ def serve_process(
         deadline = begun + ready_timeout_s
         url = f"http://{HOST}:{_read_port(server, deadline)}"
         _wait_ready(server, url, deadline)
-        load_s = time.monotonic() - begun
-        try:
-            yield Endpoint(
-                url=f"{url}/v1",
-                model=_first_model(url),
-                pid=server.process.pid,
-                load_s=load_s,
-                begun=begun,
-                peak_memory_mb=_peak_memory_of(server.process),
-            )
-        except Exception as error:
-            # What went wrong may be that the server died (or is about to be gone): its own words say more.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.process.wait(DYING_S)
-                raise server.death() from error
-            raise
-        if server.process.poll() is not None:
-            raise server.death()
+        with _watched(server, url, begun) as endpoint:
+            yield endpoint
+
+
+@contextmanager
+def serve_command(
+    make: Callable[[int], Command],
+    *,
+    host: str = HOST,
+    port: int = 0,
+    log: Path | None = None,
+    ready_timeout_s: float = 300,
+    ready: str = "/health",
+) -> Iterator[Endpoint]:
+    """Serve by another program's own OpenAI server; `make` says how that is started for a port.
+
+    It is ready when it answers GET `ready` with success (503 means not yet). The server ends with the context, and with this
+    process however that ends. Raises as `make` and `serve_process` do.
+    """
+    _check_port(port, host)
+    port = port or free_port()
+    command = make(port)
+    begun = time.monotonic()
+    guarded = [sys.executable, "-I", "-S", str(GUARD), *command.words]
+    with _open_log(log) as output, _start(guarded, output, command=command) as server:
+        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104
+        _wait_ready(server, url, begun + ready_timeout_s, ready)
+        with _watched(server, url, begun) as endpoint:
+            yield endpoint
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at, for a server that can't choose one by itself."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _watched(server: _Server, url: str, begun: float) -> Iterator[Endpoint]:
+    """Yield the endpoint of a server that is ready. Raises EngineError if it dies before the context ends."""
+    load_s = time.monotonic() - begun
+    try:
+        yield Endpoint(
+            url=f"{url}/v1",
+            model=_first_model(url),
+            pid=server.process.pid,
+            load_s=load_s,
+            begun=begun,
+            peak_memory_mb=_peak_memory_of(server.process),
+            alive=lambda: server.process.poll() is None,
+        )
+    except Exception as error:
+        # What went wrong may be that the server died (or is about to be gone): its own words say more.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(DYING_S)
+            raise server.death() from error
+        raise
+    if server.process.poll() is not None:
+        raise server.death()
 
 
 def cold_start_s(endpoint: Endpoint) -> float | None:
@@ -104,6 +148,7 @@ class _Server:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     log_start: int
+    command: Command | None = None
 
     def death(self) -> EngineError:
         """Say in one sentence how it ended: the last line of its log that means something, or the signal."""
@@ -115,6 +160,8 @@ class _Server:
         last = telling[-1] if telling else ""
         if last.startswith("error: "):
             return EngineError(last.removeprefix("error: "))
+        if self.command is not None and (why := self.command.explain(telling)):
+            return EngineError(why)
         if code < 0:
             why = " (perhaps there was not enough memory)" if code == -signal.SIGKILL else ""
             return EngineError(f"The server was ended by {signal.Signals(-code).name}{why}.")
@@ -122,16 +169,16 @@ class _Server:
         return EngineError(f"{how}: {last.rstrip('.')}." if last else f"{how}.")
 
 
-def _check_port(port: int) -> None:
+def _check_port(port: int, host: str = HOST) -> None:
     if port == 0:
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except (OSError, OverflowError) as error:
             reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-            raise BadInputError(f"Port {port} on {HOST} can't be used: {reason}.") from error
+            raise BadInputError(f"Port {port} on {host} can't be used: {reason}.") from error
 
 
 @contextmanager
@@ -150,17 +197,25 @@ def _open_log(log: Path | None) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _start(command: list[str], log: IO[bytes]) -> Iterator[_Server]:
-    """Run a server until the context ends, and then end it and all that it started: SIGTERM, later SIGKILL."""
+def _start(words: Sequence[str], log: IO[bytes], *, command: Command | None = None) -> Iterator[_Server]:
+    """Run a server until the context ends, and then end it and all that it started: SIGTERM, later SIGKILL.
+
+    The stdout of another program's `command` goes into its log: it doesn't talk to us.
+    """
     start = log.seek(0, os.SEEK_END)
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if command is None else log,
+            stderr=log,
+            env=None if command is None else {**os.environ, **command.environment},
+            start_new_session=True,
         )
     except OSError as error:
-        raise EngineError(f"The server could not be started with {command[0]}: {error.strerror}.") from error
+        raise EngineError(f"The server could not be started with {words[0]}: {error.strerror}.") from error
     try:
-        yield _Server(process, log, start)
+        yield _Server(process, log, start, command)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
@@ -192,14 +247,14 @@ def _read_port(server: _Server, deadline: float) -> int:
     return port
 
 
-def _wait_ready(server: _Server, url: str, deadline: float) -> None:
+def _wait_ready(server: _Server, url: str, deadline: float, path: str = "/health") -> None:
     while server.process.poll() is None:
         try:
-            with LOCAL.open(f"{url}/health", timeout=5):
+            with LOCAL.open(url + path, timeout=5):
                 return
         except urllib.error.HTTPError as error:
             if error.code != 503:
-                raise EngineError(f"The server answers {error.code} to /health.") from error
+                raise EngineError(f"The server answers {error.code} to {path}.") from error
         except OSError:
             pass  # not listening yet, or dying: the next turn tells which
         if time.monotonic() > deadline:

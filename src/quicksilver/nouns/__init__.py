@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.artifact import Artifact
     from quicksilver.nouns.benchmark import Benchmark
     from quicksilver.nouns.certificate import Certificate, Difference, Trial, Verdict
-    from quicksilver.nouns.engine import Burst, Decoder, Endpoint, Engine, Request
+    from quicksilver.nouns.engine import Burst, Command, Decoder, Endpoint, Engine, Request
     from quicksilver.nouns.goal import Goal
     from quicksilver.nouns.hardware import Hardware, Price
     from quicksilver.nouns.model import Model, ModelFacts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(("Certificate", "Difference", "Trial", "Verdict"), "certificate"),
-    **dict.fromkeys(("Burst", "Decoder", "Endpoint", "Engine", "Request"), "engine"),
+    **dict.fromkeys(("Burst", "Command", "Decoder", "Endpoint", "Engine", "Request"), "engine"),
     **dict.fromkeys(("Settings", "Speculation"), "settings"),
     **dict.fromkeys(("Hardware", "Price"), "hardware"),
     **dict.fromkeys(("Model", "ModelFacts"), "model"),
@@ -43,7 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Acceptance", "Arrivals", "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Cost", "Crossover", "Decoder", "Difference",
+    "Acceptance", "Arrivals", "Artifact", "Benchmark", "Burst", "Candidate", "Certificate", "Choices", "Command", "Cost", "Crossover", "Decoder", "Difference",
     "Endpoint", "Engine", "Figure", "Goal", "Hardware", "Interactions", "Latency", "Lengths", "Message", "Model",
     "ModelFacts", "Part", "Point", "Preset", "Price", "Prompt", "Quality", "Recipe", "Request", "Result", "Sample",
     "Score", "Settings", "Slo", "Speculation", "SpeculationTable", "Speed", "Split", "Steady", "Step", "Technique", "Term", "Trial",

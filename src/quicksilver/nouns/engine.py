@@ -35,6 +35,19 @@ class Endpoint:
     api_key: str | None = None
     peak_memory_mb: Callable[[], float | None] = field(default=lambda: None)
     """Peak resident memory of the server process so far, MB."""
+    alive: Callable[[], bool] = field(default=lambda: True)
+    """Whether its process still runs, as far as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How another program's server is started."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What is added to ours."""
+    explain: Callable[[Sequence[str]], str | None] = lambda _: None
+    """Finds in the last lines of its log the sentence that says why it ended."""
 
 
 @dataclass(slots=True)
@@ -149,6 +162,8 @@ class Abilities:
     """Gives the same greedy answer again, to the letter."""
     owned: bool = True
     """Its server is a process of ours: it starts, ends and is accounted for here."""
+    own_server: bool = False
+    """Answers by its own server (`Engine.command`), and not behind our gateway: that has no recording and no taking over."""
     native: bool = False
     """Can be built for this machine's CPU (`build_native`)."""
     running: str = "vllm:num_requests_running"
@@ -161,6 +176,8 @@ class Engine(ABC):
     name: ClassVar[str]
     format: ClassVar[str]
     """The weight format it serves; technique steps are built for it."""
+    reads_gguf: ClassVar[bool] = False
+    """Whether its steps take a GGUF as it comes; for others it is converted to a Hugging Face directory first."""
     stack: ClassVar[str] = "default"
     """The environment (a lock file under envs/) that its builds need."""
     environment: ClassVar[str] = "default"
@@ -212,6 +229,15 @@ class Engine(ABC):
         self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
     ) -> AbstractContextManager[Endpoint]:
         """Serve an artefact on loopback until the context ends; port 0 takes a free one."""
+
+    def command(
+        self, artifact: Path, settings: Settings, *, host: str, port: int, api_keys: Sequence[str] = ()
+    ) -> Command | None:
+        """Return how its own server is started at a place, for an engine that the gateway doesn't embed; None for others.
+
+        Raises BadInputError, NotEnoughError for what can't be served, before anything starts.
+        """
+        return None
 
     def compile(self, artifact: Path, settings: Settings) -> None:  # noqa: B027  nothing is a fair way to do it
         """Do ahead of time, in a process of its own, what the first start would do once for all. Not every engine has such."""

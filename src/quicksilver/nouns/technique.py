@@ -50,6 +50,8 @@ class Technique(Noun):
 
     Such a technique can be switched off by its settings alone; `certify` does that and holds it to its claim.
     """
+    each: ClassVar[bool] = False
+    """Whether a search tries it with each of its choices, and not with the finest that fits alone."""
     revision: ClassVar[int] = 1
     """Raised when the same fields would build something else than before."""
 

@@ -49,7 +49,7 @@ def variants(cls: type[Technique]) -> Iterator[Technique]:
 def weights(model: Model, engine: Engine) -> tuple[list[Technique], list[LeftOut]]:
     """Return the ways to round the model's weights for an engine, and those that don't fit, with the reason.
 
-    Of a technique that fits in several ways, such as group sizes, the first is tried: its finest.
+    Of a technique that fits in several ways, such as group sizes, the first is tried: its finest. Of one that says `each` all are.
     """
     start = start_of(model)
     found: list[Technique] = []
@@ -58,6 +58,9 @@ def weights(model: Model, engine: Engine) -> tuple[list[Technique], list[LeftOut
         if not (cls.builds and "float weights" in cls.takes):
             continue
         fitting = [t for t in variants(cls) if does(engine, t) and _fits(t, model, start, left_out)]
+        if cls.each:
+            found += fitting
+            continue
         found += fitting[:1]
         left_out += [LeftOut(t.label, f"{fitting[0].label} is tried for this technique") for t in fitting[1:]]
     return found, left_out

@@ -103,10 +103,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(predecessor.listener if predecessor else _bind(place)))
         host, port = listener.getsockname()[:2]
-        if not place.insecure and not (limits and limits.api_keys) and not _loopback(host):
-            raise BadInputError(
-                f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
-            )
+        check_reach(place, host, has_keys=bool(limits and limits.api_keys))
         recorder = stack.enter_context(_recorder(recording, say))
         # It takes the longest: nearly all that is needed here is imported while it loads.
         backend = stack.enter_context(contextlib.closing(Backend(engine, artifact, settings, log_format)))
@@ -163,6 +160,14 @@ def _bind(place: Place) -> socket.socket:
         more = " No server that can be replaced was found there." if place.replace else ""
         raise BadInputError(f"Port {place.port} on {place.host} can't be used: {reason}.{more}") from error
     return listener
+
+
+def check_reach(place: Place, host: str, *, has_keys: bool) -> None:
+    """Raise BadInputError for a server that others could reach without a key, unless that is meant."""
+    if not place.insecure and not has_keys and not _loopback(host):
+        raise BadInputError(
+            f"{host} can be reached from other machines; set an API key, or add --insecure if that is meant."
+        )
 
 
 def _loopback(host: str) -> bool:

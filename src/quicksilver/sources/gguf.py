@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAGIC = b"GGUF"
+NEWEST, OTHER_ENDIAN = 3, 1 << 16
 SHARD_BYTES = 4_000_000_000
 
 _CLASSES = {
@@ -65,6 +66,11 @@ class Gguf:
         with path.open("rb") as file:
             if file.read(4) != MAGIC:
                 raise BadInputError(f"{path} is not a GGUF file: it doesn't begin with the bytes 'GGUF'.")
+            version = int.from_bytes(file.read(4), "little")
+            if NEWEST < version < OTHER_ENDIAN:
+                raise BadInputError(
+                    f"{path} is a GGUF of version {version}, which is newer than what can be read here (up to {NEWEST})."
+                )
         from gguf import GGUFReader
 
         try:
@@ -173,17 +179,29 @@ def convert(gguf: Path, target: Path) -> None:
     source = Gguf(gguf)
     made = config(source)
     _check_tensors(source, made)
-    built = tokenizer(source.value)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         need_disk(target, 2 * source.parameters, f"Converting {gguf.name}")
-        built.save(str(target / "tokenizer.json"))
-        _write_json(target / "tokenizer_config.json", tokenizer_config(source.value))
-        if template := source.value("tokenizer.chat_template"):
-            (target / "chat_template.jinja").write_text(template, encoding="utf-8")
-        _write_json(target / "generation_config.json", _generation_config(source))
+        _write_tokenizer(source, target)
         _write_weights(source, made, target)
         _write_json(target / "config.json", made)
+
+
+def describe(gguf: Path, target: Path) -> None:
+    """Write all of a Hugging Face directory but the weights for the model in a GGUF file. Raises as `convert` does."""
+    source = Gguf(gguf)
+    made = config(source)
+    with writing(target):
+        _write_tokenizer(source, target)
+        _write_json(target / "config.json", made)
+
+
+def _write_tokenizer(source: Gguf, target: Path) -> None:
+    tokenizer(source.value).save(str(target / "tokenizer.json"))
+    _write_json(target / "tokenizer_config.json", tokenizer_config(source.value))
+    if template := source.value("tokenizer.chat_template"):
+        (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_json(target / "generation_config.json", _generation_config(source))
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -291,6 +309,20 @@ def _converted(gguf: Gguf, made: dict[str, Any], name: str) -> Iterator[tuple[st
 def block_name(model_type: str, part: str) -> str:
     """Return the Hugging Face name, below its layer, of a tensor of a GGUF's block."""
     return _BLOCK[model_type][part]
+
+
+def tensor_names(model_type: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names of tensors in a GGUF and in a Hugging Face directory: outside of the layers, and below each layer.
+
+    Raises KeyError for a model type that isn't converted.
+    """
+    return dict(_TOP), dict(_BLOCK[model_type])
+
+
+def permuted(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Put a head's rows into llama.cpp's order (rotary pairs side by side): [heads x dim, width], the same."""
+    rows, width = weights.shape
+    return weights.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
 def unpermuted(weights: np.ndarray, heads: int) -> np.ndarray:

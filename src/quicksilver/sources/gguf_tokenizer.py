@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # The splitting patterns as the models' own tokenizer.json files give them; llama.cpp names them in tokenizer.ggml.pre.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _SPLIT.replace("DIGITS", "{1,3}")
-_QWEN2 = _SPLIT.replace("DIGITS", "")
+LLAMA3 = _SPLIT.replace("DIGITS", "{1,3}")
+QWEN2 = _SPLIT.replace("DIGITS", "")
 _LLAMA3_NAMES = {"llama-bpe", "llama3", "llama-v3"}
 _PRE = {"smollm", "starcoder", "gpt-2", "default", "qwen2"} | _LLAMA3_NAMES
 
@@ -108,7 +108,7 @@ def _byte_level(tokens: Sequence[str], value: Value) -> Tokenizer:
     elif name in {"gpt-2", "default"}:
         split = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     else:
-        pattern = Regex(_QWEN2 if name == "qwen2" else _LLAMA3)
+        pattern = Regex(QWEN2 if name == "qwen2" else LLAMA3)
         split = [
             pre_tokenizers.Split(pattern, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

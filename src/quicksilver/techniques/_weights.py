@@ -24,6 +24,7 @@ class Weights(Technique):
     needs = frozenset({"float weights", "uncompiled"})
     takes = frozenset({"float weights"})
     gives = frozenset({"integer weights"})
+    formats = frozenset({"openvino-ir", "fake"})
     builds = True
     changes_output = True
 

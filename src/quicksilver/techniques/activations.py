@@ -20,6 +20,7 @@ class Activations(Technique):
 
     needs = frozenset({"integer weights", "default activations"})
     takes = frozenset({"default activations"})
+    formats = frozenset({"openvino-ir", "fake"})
     gives = frozenset({"chosen activations"})
     changes_output = True
 

@@ -21,6 +21,7 @@ class Rotate(Technique):
 
     needs = frozenset({"hf", "unrotated"})
     takes = frozenset({"unrotated"})
+    formats = frozenset({"openvino-ir", "fake"})
     gives = frozenset({"rotated"})
     builds = True
     revision = 2

@@ -1,0 +1,47 @@
+"""Serve in the foreground by an engine's own server, which the gateway doesn't embed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from quicksilver.engines.process import free_port, serve_command
+from quicksilver.errors import EngineError
+from quicksilver.nouns import Artifact, Command, Engine
+from quicksilver.serve.server import Place, check_reach
+
+LOOK_S = 0.2
+"""Between two looks at whether the server still runs."""
+
+
+def serve(
+    engine: Engine, artifact: Artifact, place: Place, *, api_keys: Sequence[str] = (), say: Callable[[str], None]
+) -> None:
+    """Serve an artefact until SIGTERM or Ctrl-C; prints {"port": N} on stdout before it starts.
+
+    Raises BadInputError for what can't be served, EngineError if the server doesn't start or dies.
+    """
+    check_reach(place, place.host, has_keys=bool(api_keys))
+    port = place.port or free_port()
+
+    def make(port: int) -> Command:
+        command = engine.command(artifact.path, artifact.settings, host=place.host, port=port, api_keys=api_keys)
+        if command is None:
+            raise EngineError(f"The engine {engine.name} has no server of its own.")
+        return command
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    begun = time.monotonic()
+    print(json.dumps({"port": port}), flush=True)
+    say(
+        f"Loading {artifact.label} of {artifact.model}; it will answer at http://{place.host}:{port}/v1. Ctrl-C ends it."
+    )
+    with serve_command(make, host=place.host, port=port) as endpoint:
+        say(f"Ready after {time.monotonic() - begun:.1f} s.")
+        while endpoint.alive() and not ended.wait(LOOK_S):
+            pass

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -177,3 +178,45 @@ def test_a_job_that_is_not_valid_is_one_sentence() -> None:
     assert run.returncode == 2
     assert "The job on stdin is not valid at url" in json.loads(run.stdout)["failure"]
     assert run.stderr == ""
+
+
+def run_job(job: Job) -> None:
+    start(job).communicate(timeout=60)
+
+
+def test_a_connection_that_the_server_closed_after_all_fails_no_request(tmp_path: Path) -> None:
+    """llama.cpp's server offers to keep a connection and closes it after a stream."""
+
+    def close_after(exchange: Exchange) -> None:
+        exchange.open_stream()
+        exchange.send(event("yes", finish="stop") + usage(1, 1) + DONE)
+        exchange.close_stream()
+        exchange.close_connection = True
+
+    with serving(v1_completions=close_after) as server:
+        calls = tuple(Call(id=str(n), path="/completions", body={"prompt": "x"}) for n in range(20))
+        run_job(Job(url=server.url, model="m", calls=calls, concurrency=2, out=tmp_path / "s.jsonl"))
+        asked = len(server.bodies("/v1/completions"))
+    samples = read_samples(tmp_path / "s.jsonl")
+    assert [s.error for s in samples] == [None] * 20
+    assert asked == 20
+
+
+def test_a_request_that_was_read_is_not_sent_again(tmp_path: Path) -> None:
+    def drop_the_second(exchange: Exchange) -> None:
+        if exchange.body["prompt"] == "1":
+            time.sleep(0.4)
+            exchange.close_connection = True
+            return
+        exchange.open_stream()
+        exchange.send(event("yes", finish="stop") + usage(1, 1) + DONE)
+        exchange.close_stream()
+
+    with serving(v1_completions=drop_the_second) as server:
+        calls = tuple(Call(id=str(n), path="/completions", body={"prompt": str(n)}) for n in range(3))
+        run_job(Job(url=server.url, model="m", calls=calls, concurrency=1, out=tmp_path / "s.jsonl"))
+        asked = len(server.bodies("/v1/completions"))
+    errors = [s.error for s in read_samples(tmp_path / "s.jsonl")]
+    assert [bool(error) for error in errors] == [False, True, False]
+    assert (errors[1] or "").startswith("disconnect")
+    assert asked == 3

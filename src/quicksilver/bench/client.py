@@ -34,6 +34,8 @@ GONE_S = 10.0
 """After so long without a server that listens the rest isn't sent."""
 LEAD_S = 0.05
 """Before an open loop begins, so that its first request isn't late."""
+STALE_S = 0.25
+"""Within so long of being sent a request on a connection that was closed already fails."""
 SPIN_S = 0.001
 """What the event loop's sleep rounds up to: the last of it is waited for by turning."""
 SPIN_GAP_S = 0.02
@@ -115,6 +117,21 @@ class Stream:
             self.pieces.append(text)
         if choice.get("finish_reason"):
             self.sample.finish = choice["finish_reason"]
+
+
+@dataclass(slots=True)
+class Connection:
+    """What a request was sent over."""
+
+    reused: bool = False
+    answered: bool = False
+    """Whether any of an answer came."""
+
+    def stale(self, sample: Sample) -> bool:
+        """Whether the connection was one of an earlier request, and closed when this one was sent."""
+        error = sample.error or ""
+        soon = clock() - sample.sent < STALE_S
+        return self.reused and not self.answered and error.startswith("disconnect:") and soon
 
 
 @dataclass(slots=True)
@@ -203,19 +220,30 @@ class Run:
             sample.error = f"unsent: nothing has listened at {self.job.url} for {GONE_S:g} s"
         else:
             self.asked = now if self.asked is None else self.asked
-            sample.error = await self._ask(session, call.path, body, sample)
+            reused = Connection()
+            sample.error = await self._ask(session, call.path, body, sample, reused)
+            if reused.stale(sample):
+                # The server had closed the connection, though it had offered to keep it (llama.cpp's does after a stream):
+                # it has read nothing of this, so it is sent again (RFC 9110, 9.2.2), on the time that the client sees.
+                again = await self._ask(session, call.path, body, sample, Connection())
+                sample.error = sample.error if (again or "").startswith("connect:") else again
         sample.end = clock()
         self._write(sample)
 
     def _heard(self) -> None:
         self.asked = self.refused = None
 
-    async def _ask(self, session: aiohttp.ClientSession, path: str, body: bytes, sample: Sample) -> str | None:
+    async def _ask(
+        self, session: aiohttp.ClientSession, path: str, body: bytes, sample: Sample, connection: Connection
+    ) -> str | None:
         """Send a request and fill its sample; return its error, kind first."""
         answer = Stream(sample)
         try:
-            async with session.post(self.job.url + path, data=body, headers=self.headers) as response:
+            async with session.post(
+                self.job.url + path, data=body, headers=self.headers, trace_request_ctx=connection
+            ) as response:
                 self._heard()
+                connection.answered = True
                 if response.status != 200:
                     return f"http {response.status}: {_words(await response.content.read(2000))}"
                 if "event-stream" not in response.content_type:
@@ -288,6 +316,10 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _reused(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionReuseconnParams) -> None:
+    context.trace_request_ctx.reused = True
+
+
 async def _tick(watch: ClockWatch) -> None:
     """Look at the clocks again and again: the doubt about every timestamp."""
     while True:
@@ -309,7 +341,9 @@ async def drive(job: Job, out: IO[bytes]) -> dict[str, Any]:
     connector = aiohttp.TCPConnector(limit=job.concurrency)
     stopped = False
     ticks = asyncio.create_task(_tick(watch))
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_reused)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trace_configs=[tracing]) as session:
         work = asyncio.create_task(run.paced(session) if job.due_s else run.closed(session))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

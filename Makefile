@@ -4,9 +4,12 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Engines with an environment of their own, in the user's cache: the suite adds the small ones, `make engines` all.
+SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock))))
+LARGE_ENGINES := $(filter vllm,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite bench clients agreement peers clean
+.PHONY: demo test lint suite engines bench clients agreement peers clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -20,7 +23,12 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 suite: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	@for name in $(SMALL_ENGINES); do $(BIN)/quicksilver engine add $$name || exit 1; done
+	QUICKSILVER_TEST_ENGINES="$(SMALL_ENGINES)" $(BIN)/pytest -n 2 --dist loadfile
+
+engines: $(VENV)/.dev  ## every engine's environment (about 5 GB), and the tests that need the large ones; about 15 minutes
+	@for name in $(SMALL_ENGINES) $(LARGE_ENGINES); do $(BIN)/quicksilver engine add $$name || exit 1; done
+	QUICKSILVER_TEST_ENGINES="$(SMALL_ENGINES) $(LARGE_ENGINES)" $(BIN)/pytest -m slow
 
 bench: $(VENV)/.default  ## re-make every figure of the README
 	$(BIN)/python benchmarks/run.py

@@ -12,6 +12,8 @@ lock() { # name, what to install
     python3 -m venv "$work/$name"
     "$work/$name/bin/python" -m pip install --quiet "$@"
     { echo "# Made by envs/lock.sh; install with --no-deps."
+      # What an environment of it takes, which `quicksilver engine add` says and asks for: also `# minutes:`, `# memory_mb:`.
+      echo "# disk_mb: $(du -sm "$work/$name" | cut -f1)"
       "$work/$name/bin/python" -m pip freeze --all --exclude quicksilver --exclude pip --exclude torchvision |
           sed 's/+cpu$//'; } > "envs/$name.lock"
     rm -rf "$work/$name"

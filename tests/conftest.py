@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from quicksilver.sources.home import HOME_VARIABLE
+from quicksilver.environments import MARKER
+from quicksilver.sources.home import HOME_VARIABLE, home
 from quicksilver.sources.text import Tokenizer
 from quicksilver.testing.tiny import make_tiny_model
 
@@ -27,6 +29,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def share_environments(users: Path, ours: Path) -> None:
+    """Have the engines' environments that were added (`quicksilver engine add`) in a cache folder of the tests, too."""
+    for environment in users.iterdir() if users.is_dir() else ():
+        if (environment / MARKER).is_file():
+            ours.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another worker was quicker
+                (ours / environment.name).symlink_to(environment)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache folder of every test that brings none, so that nothing is left in the user's: one download a session."""
@@ -36,6 +47,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = Path(chosen).absolute() if chosen else session / "shared-home"
     folder.mkdir(parents=True, exist_ok=True)
+    share_environments(home() / "envs", folder / "envs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, str(folder))
         yield folder

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, unknown
-from quicksilver.measuring import Progress, benchmark, find_artifact, opened, serving, silent, workload_of
+from quicksilver.measuring import Progress, benchmark, find_artifact, opened, runnable, serving, silent, workload_of
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.comparison import Comparison
@@ -139,7 +139,7 @@ def optimize(
         raise BadInputError("A budget is a positive number of minutes.")
     if trials is not None and trials < 1:
         raise BadInputError("A search needs at least one trial.")
-    engines.find(engine).version()
+    version = engines.installed(engine).version()
     if recipes is not None and not recipes:
         raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
     model, workload = str(model), str(workload)
@@ -163,7 +163,7 @@ def optimize(
         "model": found.fingerprint,
         "workload": load.hash,
         "goal": wanted.hash,
-        "engine": engines.find(engine).version(),
+        "engine": version,
         "recipes": [r.hash for r in given] if given else None,
         "budget": budget_minutes,
         "trials": trials,
@@ -214,6 +214,9 @@ def compare(
 
     begun = time.monotonic()
     goal = _goal(max_quality_loss=max_quality_loss, max_task_loss=max_task_loss)
+    for target in (as_is, candidate):
+        if not target.startswith(("http://", "https://")):
+            runnable(target)
     load = workload_of(str(workload), prompts, seed, None)
     if streams < 1 or not load.evaluation:
         raise BadInputError("A comparison needs at least one stream and one prompt.")
@@ -281,7 +284,7 @@ def certify(
         )
     if min(prompts, streams, max_tokens) < 1:
         raise BadInputError("A certificate needs at least one prompt, one stream and one token.")
-    artifact = find_artifact(target)
+    artifact = runnable(target)
     path = _certificate_path(artifact)
     writable(path.parent)
     tell = progress or silent
@@ -300,8 +303,10 @@ def certify(
 
 def plan(recipe: Recipe, workload: str = "hotpotqa", *, accept_licence: bool = False, seed: int = 0) -> planning.Plan:
     """Plan the build of a recipe: its steps, which of them are there, and what the others need."""
+    from quicksilver import engines
     from quicksilver.sources import models, workloads
 
+    engines.installed(recipe.engine)
     model = models.resolve(recipe.model, accept_licence=accept_licence)
     calibrated = any(t.calibrated for t in recipe.techniques)
     calibration = workloads.load(workload, seed=seed).calibration if calibrated else ()
@@ -389,7 +394,7 @@ def serve(
         chosen = kept.find(preset, target, workload=workload, any_machine=any_machine)
         artifact = kept.artifact(chosen, say=say or silent)
     else:
-        artifact = find_artifact(target)
+        artifact = runnable(target)
     engine = engines.find(artifact.engine)
     if engine.abilities.own_server:
         from quicksilver.serve.foreign import serve as serve_foreign

@@ -21,6 +21,7 @@ import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -85,6 +86,17 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """About what an environment takes."""
+
+    disk_mb: float = 0.0
+    minutes: float = 0.0
+    """To make it, with a quick network."""
+    memory_mb: float = 0.0
+    """For its engine to start with a small model."""
+
+
+@dataclass(frozen=True, slots=True)
 class NativeBuild:
     """What an engine is given to build its server for this CPU."""
 
@@ -129,23 +141,38 @@ def python(name: str, what: str | None = None) -> Path:
     """
     if name == "default":
         return Path(sys.executable)
-    found = _environment(name)
+    source, found = lock(name), _environment(name)
     add_it = f"quicksilver engine add {name}"
     if found.marker is None or not _interpreter(found.folder).exists():
         raise EngineError(f"{what or f'The engine {name}'} isn't installed; {add_it} adds it.")
-    if found.marker.lock_sha256 != _hash(lock(name)):
+    if found.marker.lock_sha256 != _hash(source):
         raise EngineError(
             f"{what or f'The engine {name}'} was installed from another {name}.lock; {add_it} brings it up to date."
         )
     return _interpreter(found.folder)
 
 
+def version(name: str, package: str) -> str:
+    """Return the version of a package in an environment, without starting its Python. Raises EngineError if it isn't there."""
+    found = list(distributions(name=package, path=[str(folder) for folder in packages(python(name))]))
+    if not found:
+        raise EngineError(
+            f"The environment {name} has no {package}; quicksilver engine remove {name}, and add it again."
+        )
+    return found[0].version
+
+
+def packages(interpreter: Path) -> list[Path]:
+    """Return the folders that a venv's interpreter finds packages in."""
+    return sorted(interpreter.parents[1].glob("lib/python*/site-packages"))
+
+
 def native(name: str) -> Path | None:
     """Return the folder of an environment's native build, if there is a whole one that this CPU can run."""
     found = _environment(name)
-    if found.native is None or not set(found.native.instructions) <= set(instructions()):
+    if found.native is None or found.marker is None or found.native.lock_sha256 != found.marker.lock_sha256:
         return None
-    return found.folder / "native"
+    return found.folder / "native" if set(found.native.instructions) <= set(instructions()) else None
 
 
 def find() -> list[Environment]:
@@ -187,11 +214,25 @@ def remove(name: str) -> int:
     return freed
 
 
-def needs(name: str) -> tuple[int, float]:
-    """Return about how many bytes of disk an environment takes, and minutes to make it: what its lock says of itself."""
+def make_venv(name: str, folder: Path) -> None:
+    """Make an empty environment with pip. Raises EngineError or NotEnoughError."""
+    try:
+        venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(folder)
+    except subprocess.CalledProcessError as error:
+        words = (error.output or b"").decode(errors="replace")
+        if NO_DISK.search(words):
+            raise _full(name) from error
+        raise EngineError(
+            f"Python's venv module can't make the environment {name} ({_telling(words) or 'it has no ensurepip'}); "
+            "install your system's package python3-venv."
+        ) from error
+
+
+def needs(name: str) -> Needs:
+    """Return what a lock says in its comments (`# disk_mb: 200`) that its environment takes; nothing, if it doesn't say."""
     text = lock(name).read_text(encoding="utf-8")
-    size, minutes = (re.search(rf"^# {field}: ([0-9.]+)$", text, re.MULTILINE) for field in ("disk_mb", "minutes"))
-    return int(float(size[1]) * 1e6) if size else 0, float(minutes[1]) if minutes else 0.0
+    found = re.findall(r"^# (disk_mb|minutes|memory_mb): ([0-9.]+)$", text, re.MULTILINE)
+    return Needs(**{field: float(value) for field, value in found})
 
 
 def _environment(name: str) -> Environment:
@@ -246,20 +287,28 @@ def _holding(name: str, say: Say) -> Iterator[None]:
 def _install(name: str, source: Path, folder: Path, say: Say) -> None:
     begun = time.monotonic()
     wanted = _hash(source)
-    size, minutes = needs(name)
-    need_disk(folder.parent, size, f"Installing {name}")
+    takes = needs(name)
+    need_disk(folder.parent, int(takes.disk_mb * 1e6), f"Installing {name}")
     if _read(folder / MARKER) is not None or _started_from(folder) != wanted:  # of another lock
         (folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-    rough = f"; about {size / 1e9:.1f} GB of disk" if size else ""
-    rough += f" and {minutes:g} min with a quick network" if minutes else ""
+    rough = f"; about {takes.disk_mb / 1e3:.1f} GB of disk" if takes.disk_mb else ""
+    rough += f" and {takes.minutes:g} min with a quick network" if takes.minutes else ""
     say(f"Installing {name} into {folder}{rough}.")
     if not _interpreter(folder).exists():
-        _make_venv(name, folder)
+        make_venv(name, folder)
     (folder / f"{MARKER}.from").write_text(wanted, encoding="utf-8")
     _drop_half_installed(folder)
     count = sum(bool(re.match(r"[A-Za-z0-9]", line)) for line in source.read_text(encoding="utf-8").splitlines())
-    command = [_interpreter(folder), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
+    command: list[str | Path] = [
+        _interpreter(folder),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        "--no-deps",
+    ]
     hear = _Progress(name, count, say)
     _run([*command, "--progress-bar", "off", "-r", source], _log(name), f"Installing {name}", hear=hear.line)
     _finish(folder, wanted)
@@ -272,19 +321,6 @@ def _started_from(folder: Path) -> str | None:
         return (folder / f"{MARKER}.from").read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _make_venv(name: str, folder: Path) -> None:
-    try:
-        venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(folder)
-    except subprocess.CalledProcessError as error:
-        words = (error.output or b"").decode(errors="replace")
-        if NO_DISK.search(words):
-            raise _full(name) from error
-        raise EngineError(
-            f"Python's venv module can't make the environment {name} ({_telling(words) or 'it has no ensurepip'}); "
-            "install your system's package python3-venv."
-        ) from error
 
 
 def _drop_half_installed(folder: Path) -> None:

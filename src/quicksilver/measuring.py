@@ -66,6 +66,8 @@ def benchmark(
     from quicksilver.hardware import detect
     from quicksilver.nouns.slo import Slo
 
+    if not target.startswith(("http://", "https://")):
+        runnable(target)
     wanted = Slo.parse(slo) if slo is not None else None
     # Without a rate, open arrivals and an SLO ask for the highest rate that meets it.
     searching_rates = wanted is not None and arrivals == "poisson" and not (streams or rate or ramp or trace)
@@ -189,13 +191,22 @@ def find_artifact(target: str) -> Artifact:
         return found
 
 
+def runnable(target: str) -> Artifact:
+    """Return an artefact whose engine is installed: what `find_artifact` finds. Raises EngineError, which says what to install."""
+    from quicksilver import engines
+
+    artifact = find_artifact(target)
+    engines.installed(artifact.engine)
+    return artifact
+
+
 def opened(target: str, model: str | None, api_key_env: str | None) -> AbstractContextManager[Endpoint]:
     """Return what serves a target while it is open, or the server that runs already. Raises as `connect` and `find_artifact` do."""
     from quicksilver.engines.remote import connect
 
     if target.startswith(("http://", "https://")):
         return nullcontext(connect(target, model, api_key_env))
-    find_artifact(target)
+    runnable(target)
     return serving(target)
 
 

@@ -14,13 +14,16 @@ from typing import ClassVar
 import pytest
 
 from quicksilver import api
-from quicksilver.engines import find, names
-from quicksilver.errors import BadInputError
+from quicksilver.engines import find, installed, names
+from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Endpoint, Engine, Recipe, Settings
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.techniques import make
 from quicksilver.testing.engine_contract import EngineContract, ask, listen, open_answer, until
 from quicksilver.testing.tiny import make_tiny_model
+
+NEEDED_VARIABLE = "QUICKSILVER_TEST_ENGINES"
+"""Names of engines whose environments have to be there."""
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,56 @@ class TestOpenVino(EngineContract):
             assert ask(endpoint, "/completions", sampled)["usage"]["completion_tokens"] == 12
 
 
+def installed_engine(name: str) -> Engine:
+    """Return an engine of an environment of its own. Skips without it, and fails if `make` has added it (see Makefile)."""
+    try:
+        return installed(name)
+    except EngineError as error:
+        if name in os.environ.get(NEEDED_VARIABLE, "").split():
+            raise
+        pytest.skip(str(error))
+
+
+class TestLlamaCpp(EngineContract):
+    """In the environment that `make test` adds."""
+
+    settings: ClassVar[Settings] = Settings(max_streams=4)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Engine:
+        return installed_engine("llamacpp")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def artifact(cls, engine: Engine, tiny: Path) -> Path:
+        return api.build(Recipe(str(tiny), engine="llamacpp")).path
+
+
+class TestRemote(EngineContract):
+    """Against a fake that is served as somebody else would."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Engine:
+        return find("remote")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def artifact(cls, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+        folder = tmp_path_factory.mktemp("remote")
+        with find("fake").serve(tiny, TestFake.settings) as endpoint:
+            document = {"url": endpoint.url, "model": endpoint.model}
+            (folder / "remote.json").write_text(json.dumps(document), encoding="utf-8")
+            yield folder
+
+    def test_a_server_that_has_died_is_one_sentence(self, engine: Engine, tiny: Path, tmp_path: Path) -> None:
+        with find("fake").serve(tiny, TestFake.settings) as endpoint:
+            (tmp_path / "remote.json").write_text(json.dumps({"url": endpoint.url}), encoding="utf-8")
+        with pytest.raises(EngineError, match="No HTTP answer"), engine.serve(tmp_path, self.settings):
+            pass
+
+
 def _endpoint(line: bytes) -> Endpoint:
     return Endpoint(url=f"http://127.0.0.1:{json.loads(line)['port']}/v1", model="model")
 
@@ -162,6 +215,21 @@ def test_every_engine_can_be_found_by_its_name() -> None:
     assert "fake" in names()
     for name in names():
         assert find(name).name == name
+
+
+@pytest.mark.parametrize("name", [name for name in names() if find(name).environment != "default"])
+def test_an_engine_that_is_not_installed_says_the_one_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    engine = find(name)
+    sentence = rf"^[^\n]* quicksilver engine add {engine.environment} [^\n]*$"
+    with pytest.raises(EngineError, match=sentence):
+        engine.version()
+    with pytest.raises(EngineError, match=sentence):
+        installed(name)
+    with pytest.raises(EngineError, match=sentence), engine.serve(tmp_path, Settings()):
+        pass
 
 
 def test_an_unknown_engine_is_refused_with_a_suggestion() -> None:

@@ -18,12 +18,13 @@ from quicksilver.cli.bench import bench
 from quicksilver.cli.build import build
 from quicksilver.cli.certify import certify
 from quicksilver.cli.compare import compare
+from quicksilver.cli.engine import engine, engines
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.presets import presets
 from quicksilver.cli.result import show_run
 from quicksilver.cli.serve import serve
-from quicksilver.cli.show import engines, hardware, models, techniques, workloads
+from quicksilver.cli.show import hardware, models, techniques, workloads
 from quicksilver.cli.store import store
 from quicksilver.errors import QuicksilverError
 
@@ -84,6 +85,7 @@ for command in (
     models,
     workloads,
     techniques,
+    engine,
     engines,
     hardware,
     store,

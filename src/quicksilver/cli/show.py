@@ -1,4 +1,4 @@
-"""`quicksilver models | workloads | techniques | engines | hardware`: what there is to choose from."""
+"""`quicksilver models | workloads | techniques | hardware`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from quicksilver.cli.frame import emit, json_option, note, pairs, table
-from quicksilver.errors import BadInputError, EngineError
+from quicksilver.errors import BadInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,41 +255,6 @@ def _type(annotation: Any) -> str:
         return " or ".join(map(str, get_args(annotation)))
     plain = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
     return plain.get(annotation) or str(annotation)
-
-
-@click.command(short_help="Engines, and which are installed.")
-@json_option
-def engines() -> None:
-    """List the engines, and which of them are installed."""
-    from quicksilver import engines as known
-
-    found = [_engine(name) for name in known.names()]
-
-    def show(out: Console) -> None:
-        rows = [[e["name"], e["version"] or e["reason"], e["format"] or "", e["about"]] for e in found]
-        out.print(table(["name", "version", "serves", "what it is"], rows))
-
-    emit(found, show)
-
-
-def _engine(name: str) -> dict[str, Any]:
-    from quicksilver import engines as known
-
-    facts: dict[str, Any] = {
-        "name": name,
-        "installed": False,
-        "version": None,
-        "format": None,
-        "about": "",
-        "reason": "",
-    }
-    try:
-        engine = known.find(name)
-        about = (inspect.getdoc(type(engine)) or "").split("\n\n")[0].replace("\n", " ")
-        facts |= {"format": engine.format, "about": about}
-        return facts | {"version": engine.version(), "installed": True}
-    except EngineError as error:
-        return facts | {"reason": str(error)}
 
 
 @click.command(short_help="This machine, and its assumed price.")

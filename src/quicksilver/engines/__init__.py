@@ -8,6 +8,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from quicksilver import environments
 from quicksilver.errors import EngineError, unknown
 from quicksilver.nouns import Engine
 
@@ -34,6 +35,15 @@ def find(name: str) -> Engine:
         return _engine_in(importlib.import_module(module), name)
     except ImportError as error:
         raise EngineError(f"The engine {name!r} can't be imported: {error}.") from error
+
+
+def installed(name: str) -> Engine:
+    """Return an engine that is installed. Raises EngineError, which says the one command that adds it, for one that isn't."""
+    engine = find(name)
+    engine.version()
+    if engine.environment != "default":
+        environments.python(engine.environment, f"The engine {name}")
+    return engine
 
 
 def _here() -> set[str]:

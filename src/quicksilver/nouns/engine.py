@@ -160,6 +160,8 @@ class Abilities:
     """Takes prompts in token ids, as its /tokenize gives them."""
     exact: bool = True
     """Gives the same greedy answer again, to the letter."""
+    drains: bool = True
+    """Finishes the answers under way when its server is told to end (SIGTERM)."""
     owned: bool = True
     """Its server is a process of ours: it starts, ends and is accounted for here."""
     own_server: bool = False
@@ -182,6 +184,10 @@ class Engine(ABC):
     """The environment (a lock file under envs/) that its builds need."""
     environment: ClassVar[str] = "default"
     """The environment that it serves from; `quicksilver engine add` makes one that isn't ours (`quicksilver.environments`)."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What has to be importable in that environment; `quicksilver engine doctor` tries."""
+    isa: ClassVar[tuple[str, ...]] = ()
+    """The instruction sets of x86 that its packages are built for, as `quicksilver.hardware.instructions` names them."""
     abilities: ClassVar[Abilities] = Abilities()
 
     @abstractmethod

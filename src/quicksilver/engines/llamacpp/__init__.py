@@ -34,6 +34,8 @@ class LlamaCpp(Engine):
     name = "llamacpp"
     format = "gguf"
     environment = "llamacpp"
+    modules = ("xllamacpp", "gguf")
+    isa = ("AVX2",)
     reads_gguf = True
     # It has no `echo`, and `logprobs` of /completions come in a form of its own.
     abilities: ClassVar[Abilities] = Abilities(

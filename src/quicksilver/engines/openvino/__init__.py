@@ -26,6 +26,7 @@ class OpenVino(Engine):
 
     name = "openvino"
     format = "openvino-ir"
+    modules = ("openvino_genai", "openvino_tokenizers")
 
     def version(self) -> str:
         try:

@@ -208,7 +208,7 @@ def _last_line_of(python: Path, code: str) -> str | None:
     """Run code in an environment; return the last line of what it says if it fails, None if it ends well."""
     try:
         ended = subprocess.run(
-            [python, "-P", "-c", code],
+            [python, "-I", "-c", code],
             capture_output=True,
             check=False,
             timeout=IMPORT_TIMEOUT_S,

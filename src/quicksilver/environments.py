@@ -302,6 +302,7 @@ def _install(name: str, source: Path, folder: Path, say: Say) -> None:
     count = sum(bool(re.match(r"[A-Za-z0-9]", line)) for line in source.read_text(encoding="utf-8").splitlines())
     command: list[str | Path] = [
         _interpreter(folder),
+        "-I",  # what PYTHONPATH names isn't in the environment
         "-m",
         "pip",
         "--disable-pip-version-check",

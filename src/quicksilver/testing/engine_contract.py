@@ -106,6 +106,7 @@ def until(holds: Callable[[], bool]) -> None:
 def _kill_and_ask(endpoint: Endpoint) -> None:
     assert endpoint.pid is not None
     os.kill(endpoint.pid, signal.SIGKILL)
+    until(lambda: not _runs(endpoint.pid or 0))
     ask(endpoint, "/models")
 
 

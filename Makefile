@@ -9,7 +9,7 @@ SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock)))
 LARGE_ENGINES := $(filter vllm,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite engines bench clients agreement peers clean
+.PHONY: demo test lint suite engines bench clients agreement peers exports clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -45,6 +45,9 @@ peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other 
 	$(BIN)/quicksilver engine add vllm
 	$(BIN)/python benchmarks/run.py peers through
 
+exports: $(VENV)/.dev $(VENV)-exports/.made  ## what is exported, against the schemas of the systems that read it
+	$(BIN)/pytest tests/deploy
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Quicksilver needs Python 3.11 or later; say which with make PYTHON=..." >&2; exit 1; }
@@ -64,10 +67,10 @@ $(VENV)/.dev: envs/dev.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)-%/.made: envs/%.lock | $(VENV)/bin/python
-	@echo "Installing into $(VENV)-$* what envs/$*.lock names: 1.9 GB on disk for clients, 1.2 for aiperf and for transformers." >&2
+	@echo "Installing into $(VENV)-$* what envs/$*.lock names: 1.9 GB on disk for clients, 1.2 for aiperf and for transformers, 0.5 for exports." >&2
 	@$(VENV)/bin/python -m venv $(VENV)-$*
 	@$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r envs/$*.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-aiperf $(VENV)-transformers
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-aiperf $(VENV)-transformers $(VENV)-exports

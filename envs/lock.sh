@@ -26,3 +26,6 @@ lock clients torch==2.13.0 guidellm "lm-eval[api]" langchain-openai
 lock aiperf aiperf
 # A peer of benchmarks/peers.py: the server that comes with transformers, at the version that one gets today.
 lock transformers torch==2.13.0 "transformers[serving]"
+# Schemas of what is exported, for tests/deploy. Of kserve only the models are used, which need none of what it asks for.
+lock exports "ray[serve]" check-jsonschema javaproperties kubernetes six
+echo "kserve==0.21.0" >> envs/exports.lock

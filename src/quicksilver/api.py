@@ -20,6 +20,7 @@ from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.certificate import Certificate
 from quicksilver.nouns.comparison import Comparison
 from quicksilver.nouns.engine import Endpoint
+from quicksilver.nouns.export import Export
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.preset import Preset
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 __all__ = [
-    "GoalName", "Optimization", "Progress", "benchmark", "build", "certify", "compare", "find_artifact", "optimize", "plan",
-    "serve", "serving",
+    "GoalName", "Optimization", "Progress", "benchmark", "build", "certify", "compare", "export", "find_artifact", "optimize",
+    "plan", "serve", "serving",
 ]  # fmt: skip
 
 BUDGET_MINUTES, QUICK_MINUTES = 10.0, 3.0
@@ -325,6 +326,32 @@ def build(
     tell = progress or silent
     made = plan(recipe, workload, accept_licence=accept_licence, seed=seed)
     return building.build(made, say=lambda text: tell(Event("build", text)))
+
+
+def export(
+    target: str,
+    to: str,
+    *,
+    model_uri: str | None = None,
+    image: str | None = None,
+    gpus: int | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+) -> Export:
+    """Make the files that another system reads to serve an artefact: `to` is vllm-args, lmi, docker-compose, kserve or ray-serve.
+
+    `model_uri` is where the artefact's files will be: a folder, a hub id, s3://, gs:// or pvc://; `gpus` is for each replica. The files are
+    written into `out`, a folder that is new or empty, if it is given. Raises BadInputError for what the target can't serve.
+    """
+    from quicksilver import deploy
+
+    deploy.find(to)
+    if out is not None:
+        deploy.check_folder(out)
+    made = deploy.render(find_artifact(target), to, weights=model_uri, image=image, gpus=gpus, name=name)
+    if out is not None:
+        deploy.write(made, out)
+    return made
 
 
 def presets(model: str | None = None, *, workload: str | None = None, everywhere: bool = False) -> list[Preset]:

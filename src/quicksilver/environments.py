@@ -37,8 +37,8 @@ Say = Callable[[str], None]
 MARKER = "quicksilver.json"
 OURS = ("default", "dev", "serve")
 """Locks of the environment that Quicksilver itself is installed in."""
-OTHERS = ("aiperf", "clients", "transformers")
-"""Locks of what only `make` installs: clients and servers of others."""
+OTHERS = ("aiperf", "clients", "exports", "transformers")
+"""Locks of what only `make` installs: clients and servers of others, and schemas of what is exported."""
 SAY_EVERY_S = 5.0
 NO_DISK = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 # What runs a command, and ends it and all that it started if whoever asked for it is gone, however that ended: then 0 is at its end.

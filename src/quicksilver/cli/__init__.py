@@ -19,6 +19,7 @@ from quicksilver.cli.build import build
 from quicksilver.cli.certify import certify
 from quicksilver.cli.compare import compare
 from quicksilver.cli.engine import engine, engines
+from quicksilver.cli.export import export
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.presets import presets
@@ -81,6 +82,7 @@ for command in (
     compare,
     certify,
     serve,
+    export,
     build,
     models,
     workloads,

@@ -1,0 +1,14 @@
+#!/bin/sh
+# int8 of SmolLM2-135M-Instruct, artefact 0123456789abcdef for vllm: quicksilver export --to vllm-args
+# sh serve.sh, or vllm serve --config vllm.yaml
+#
+# Not carried over, or left to you:
+# - vLLM's own server answers: what Quicksilver's has in front of an engine (its grammars, limits of waiting and time, access log and recording) is not there.
+# - vLLM reads object storage with a package of its own: pip install 'vllm[runai]'.
+exec vllm serve s3://bucket/mine \
+    --served-model-name SmolLM2-135M-Instruct \
+    --max-num-seqs 16 \
+    --max-num-batched-tokens 2048 \
+    --enable-prefix-caching \
+    --speculative-config '{"num_speculative_tokens": 5, "method": "ngram", "prompt_lookup_max": 4}' \
+    --load-format runai_streamer

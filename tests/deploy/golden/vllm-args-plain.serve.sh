@@ -1,0 +1,11 @@
+#!/bin/sh
+# int8 of SmolLM2-135M-Instruct, artefact 0123456789abcdef for vllm: quicksilver export --to vllm-args
+# sh serve.sh, or vllm serve --config vllm.yaml
+#
+# Not carried over, or left to you:
+# - vLLM's own server answers: what Quicksilver's has in front of an engine (its grammars, limits of waiting and time, access log and recording) is not there.
+exec vllm serve /srv/artefact \
+    --served-model-name SmolLM2-135M-Instruct \
+    --max-num-seqs 8 \
+    --max-num-batched-tokens 512 \
+    --no-enable-prefix-caching

@@ -21,7 +21,7 @@ from typing import Any
 import peer_figures as figures
 from peer_servers import PEERS, Materials, started
 from quicksilver import engines
-from quicksilver.bench import stats
+from quicksilver.bench import metrics, stats
 from quicksilver.bench.load import run_load
 from quicksilver.bench.versus import Versus
 from quicksilver.build import build as building
@@ -288,22 +288,25 @@ def _build(recipe: Recipe, load: Workload) -> Artifact:
 
 
 def _loss(recipe: Recipe, artifact: Artifact, load: Workload) -> dict[str, Any] | None:
-    """Return what our choice loses against the model as it comes on its engine, percent of perplexity, and what the gate says.
+    """Return what our choice loses against the model as it comes on its engine, percent, by what, and what the gate says.
 
-    None where the engine's server doesn't tell the log-probabilities of a prompt.
+    By perplexity; by the task's score where the engine's server doesn't tell the log-probabilities of a prompt.
     """
     base = _build(Recipe(recipe.model, engine=recipe.engine), load)
+    engine = engines.find(artifact.engine)
     judged = load.model_copy(update={"evaluation": load.evaluation[:JUDGED]})
+    scored = () if engine.abilities.prompt_logprobs else metrics.of_task(load.task)[:1]
     with tempfile.TemporaryDirectory() as folder:
-        versus = Versus(judged, Goal(max_quality_loss=MOST_LOSS_PERCENT), (), Path(folder))
+        versus = Versus(judged, Goal(max_quality_loss=MOST_LOSS_PERCENT), scored, Path(folder))
         try:
-            engine = engines.find(artifact.engine)
             found = versus.compare(*(engine.serve(side.path, side.settings) for side in (base, artifact)))
         except QuicksilverError as error:
             tell(f"the loss of {artifact.label} isn't known: {error}")
             return None
-    outcome = found.judgement.outcome if found.judgement else None
-    return (figures.plain(found.loss_percent) or {}) | {"outcome": outcome} if found.loss_percent else None
+    by, figure = ("perplexity", found.loss_percent) if found.loss_percent else ("task score", found.task_loss_percent)
+    if figure is None:
+        return None
+    return {**(figures.plain(figure) or {}), "by": by, "outcome": found.judgement.outcome if found.judgement else None}
 
 
 def tell(text: str) -> None:

@@ -63,7 +63,7 @@ def document(figures: ModuleType) -> dict[str, Any]:
         "servers": {"Quicksilver": {"weights": "as chosen"}, "one": {"weights": "int8"}, "two": {"weights": "bf16"}},
         "choices": {"1": "openvino, int8"},
         "rounds": 2,
-        "quality_loss_percent": {"openvino, int8": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "quality_loss_percent": {"openvino, int8": {"value": 0.5, "low": 0.4, "high": 0.6, "by": "perplexity"}},
         "results": [found(figures, {"Quicksilver": 100.0, "one": 50.0, "two": 80.0})],
         "failed": {"three": "it isn't installed"},
     }

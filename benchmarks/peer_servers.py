@@ -5,37 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from quicksilver import engines, environments
-from quicksilver.engines.process import HOST, LOCAL
+from quicksilver.engines.process import HOST, serve_command
 from quicksilver.errors import BadInputError, EngineError
-from quicksilver.nouns import Endpoint, Model
+from quicksilver.nouns import Command, Endpoint, Model
 from quicksilver.sources import gguf
 from quicksilver.sources.home import home
 
 HERE = Path(__file__).parent
 READY_S = 600
-GRACE_S = 10
-POLL_S = 0.2
-# Runs a command, and ends it and all that it started once whoever asked for it is gone: then stdin is at its end.
-WATCH = (
-    "import os, signal, subprocess, sys, threading\n"
-    "child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)\n"
-    "signal.signal(signal.SIGTERM, lambda *_: child.terminate())\n"
-    "threading.Thread(target=lambda: (os.read(0, 1), os.killpg(0, signal.SIGKILL)), daemon=True).start()\n"
-    "sys.exit(child.wait())\n"
-)
 
 
 @dataclass
@@ -136,6 +123,13 @@ def _llamacpp(materials: Materials, port: int) -> Sequence[str]:
     ]
 
 
+def _llamacpp_native(materials: Materials, port: int) -> Sequence[str]:
+    folder = environments.native("llamacpp")
+    if folder is None:
+        raise EngineError("llama.cpp isn't built for this CPU; quicksilver engine add llamacpp --native builds it.")
+    return [str(folder / "llama-server"), "--model", str(materials.gguf), "--host", HOST, "--port", str(port)]
+
+
 def _genai(materials: Materials, port: int) -> Sequence[str]:
     return [sys.executable, str(HERE / "peer_genai.py"), str(materials.int8), "--port", str(port)]
 
@@ -159,16 +153,17 @@ def _version(environment: str, package: str, name: str) -> Callable[[Materials],
 
 VLLM = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}
 """Without the first two it keeps a core free, which on a machine of two leaves it one; its cache would take most of the memory."""
-QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+QUIET = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 PEERS = {
-    "transformers serve": Peer("bf16", _transformers, _version("transformers", "transformers", "transformers"), QUIET),
+    "transformers serve": Peer("bf16", _transformers, _version("transformers", "transformers", "transformers")),
     "llama.cpp server": Peer("GGUF as it comes", _llamacpp, _version("llamacpp", "xllamacpp", "xllamacpp")),
+    "llama.cpp server, built here": Peer("GGUF as it comes", _llamacpp_native, lambda _: "llama-server, for this CPU"),
     "OpenVINO GenAI": Peer("int8", _genai, _version("default", "openvino-genai", "OpenVINO GenAI")),
     "vLLM": Peer(
         "bf16",
         _vllm,
         _version("vllm", "vllm-cpu", "vLLM"),
-        QUIET | VLLM | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+        VLLM | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)},
     ),
 }
 """By the name that the table shows."""
@@ -177,72 +172,10 @@ PEERS = {
 @contextmanager
 def started(peer: Peer, materials: Materials, log: Path) -> Iterator[Endpoint]:
     """Start a peer, wait until it is ready, and end it and all that it started with the context. Raises EngineError."""
-    port = free_port()
-    command = [str(word) for word in peer.command(materials, port)]
-    with running(command, peer.environment, port, log) as endpoint:
+
+    def make(port: int) -> Command:
+        words = [str(word) for word in peer.command(materials, port)]
+        return Command(words, QUIET | {"HF_HOME": str(materials.folder / "hub"), **peer.environment})
+
+    with serve_command(make, log=log, ready_timeout_s=READY_S) as endpoint:
         yield endpoint
-
-
-@contextmanager
-def running(command: Sequence[str], environment: Mapping[str, str], port: int, log: Path) -> Iterator[Endpoint]:
-    """Run a server's command until the context ends. Raises EngineError with its last words if it isn't ready in time."""
-    begun = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WATCH, *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": "", **environment},
-        )
-        try:
-            model = _ready(process, f"http://{HOST}:{port}", begun, log)
-            yield Endpoint(
-                url=f"http://{HOST}:{port}/v1",
-                model=model,
-                pid=process.pid,
-                load_s=time.monotonic() - begun,
-                begun=begun,
-            )
-        finally:
-            _end(process)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _ready(process: subprocess.Popen[bytes], url: str, begun: float, log: Path) -> str:
-    """Wait until a server is healthy and lists its model, and return that."""
-    while time.monotonic() - begun < READY_S:
-        if process.poll() is not None:
-            words = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            raise EngineError(f"it ended as it started: {words[-1].strip() if words else process.returncode}")
-        try:
-            with LOCAL.open(f"{url}/health", timeout=5):
-                pass
-            with LOCAL.open(f"{url}/v1/models", timeout=30) as answer:
-                listed = json.load(answer)["data"]
-            if listed:
-                return str(listed[0]["id"])
-        except OSError:
-            pass  # not listening yet, or not ready
-        time.sleep(POLL_S)
-    raise EngineError(f"it wasn't ready within {READY_S} s")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a server and all that it started: SIGTERM, later SIGKILL."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()

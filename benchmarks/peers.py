@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,15 +160,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 for key, artifact in artifacts.items():
                     loads = {streams for streams, recipe in recipes.items() if recipe.hash == key}
                     opened = engines.find(artifact.engine).serve(artifact.path, artifact.settings)
-                    _add(bench, figures.OURS, running.enter_context(opened), loads, every[:WARM_UP])
+                    endpoint = running.enter_context(_noted(bench, figures.OURS, opened))
+                    _add(bench, figures.OURS, endpoint, loads, every[:WARM_UP])
                 servers |= _start_peers(bench, options.peers, materials, every[:WARM_UP], running)
                 bench.measure()
         except KeyboardInterrupt:
             bench.failed["the rest"] = "it was stopped before its end"
-        except EngineError as error:
-            if not bench.entries:
-                raise
-            bench.failed[figures.OURS] = str(error)
     losses = {}
     if not options.no_quality:
         losses = {labels[recipe.hash]: _loss(recipe, artifacts[recipe.hash], load) for recipe in recipes.values()}
@@ -248,6 +245,20 @@ def _choice(text: str) -> tuple[int, Path]:
     return int(streams), Path(recipe)
 
 
+@contextmanager
+def _noted(bench: Bench, name: str, opened: AbstractContextManager[Endpoint]) -> Iterator[Endpoint]:
+    """Keep a server, and note it if it died after it had started: what was measured stands."""
+    ready = False
+    try:
+        with opened as endpoint:
+            ready = True
+            yield endpoint
+    except EngineError as error:
+        if not ready:
+            raise
+        bench.failed.setdefault(name, str(error))
+
+
 def _start_peers(
     bench: Bench, names: Sequence[str], materials: Materials, prompts: Sequence[Prompt], running: ExitStack
 ) -> dict[str, Any]:
@@ -257,7 +268,8 @@ def _start_peers(
         peer = PEERS[name]
         tell(f"starting {name}")
         try:
-            endpoint = running.enter_context(started(peer, materials, bench.folder / f"{name}.log"))
+            opened = started(peer, materials, bench.folder / f"{name}.log")
+            endpoint = running.enter_context(_noted(bench, name, opened))
             _add(bench, name, endpoint, set(bench.counts), prompts)
         except QuicksilverError as error:
             bench.failed[name] = str(error)

@@ -20,10 +20,10 @@ import psutil
 
 from decoder import ratio
 from gateway import over_http
-from peer_servers import free_port, running
 from quicksilver.api import build
+from quicksilver.engines.process import serve_command
 from quicksilver.errors import EngineError, QuicksilverError
-from quicksilver.nouns import Artifact, Endpoint, Recipe
+from quicksilver.nouns import Artifact, Command, Endpoint, Recipe
 from quicksilver.sources import workloads
 from quicksilver.sources.text import Tokenizer
 from stamp import stamp
@@ -33,6 +33,7 @@ MODEL = "smollm2-135m-instruct"
 STREAMS = {1: 3, 8: 16}
 """Prompts of a round at each concurrency."""
 WARM_UP = 4
+READY_S = 600
 LIMIT = 0.97
 """What is left of the throughput, at least."""
 
@@ -75,8 +76,11 @@ def measure(engine: str, rounds: int) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory() as folder, through_us(artifact, Path(folder) / "ours.log") as ours:
         server = server_of(ours)
-        port = free_port()
-        with running(by_hand(server.words, port), server.environment, port, Path(folder) / "hand.log") as theirs:
+
+        def make(port: int) -> Command:
+            return Command(by_hand(server.words, port), server.environment)
+
+        with serve_command(make, log=Path(folder) / "hand.log", ready_timeout_s=READY_S) as theirs:
             rates = compare({"through us": ours, "by hand": theirs}, prompts, rounds)
     ratios = {str(c): ratio(rates["through us"][c], rates["by hand"][c]) for c in STREAMS}
     return {
@@ -91,9 +95,11 @@ def measure(engine: str, rounds: int) -> dict[str, Any]:
 @contextmanager
 def through_us(artifact: Artifact, log: Path) -> Iterator[Endpoint]:
     """Start what a user would: `quicksilver serve ARTEFACT`."""
-    port = free_port()
-    command = [sys.executable, "-m", "quicksilver", "serve", str(artifact.path), "--port", str(port)]
-    with running([*command, "--log-format", "none"], {"PYTHONPATH": ":".join(sys.path)}, port, log) as endpoint:
+
+    def make(port: int) -> Command:
+        return Command([sys.executable, "-m", "quicksilver", "serve", str(artifact.path), "--port", str(port)])
+
+    with serve_command(make, log=log, ready_timeout_s=READY_S) as endpoint:
         yield endpoint
 
 

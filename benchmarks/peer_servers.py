@@ -135,7 +135,12 @@ def _genai(materials: Materials, port: int) -> Sequence[str]:
 
 
 def _vllm(materials: Materials, port: int) -> Sequence[str]:
-    words = [str(environments.python("vllm")), "-m", "vllm.entrypoints.openai.api_server"]
+    python = environments.python("vllm")
+    variables = [f"VLLM_CACHE_ROOT={materials.folder / 'vllm'}"]
+    openmp = python.parent.parent / "lib" / "libiomp5.so"
+    if openmp.is_file():  # its documentation asks for it
+        variables.append(f"LD_PRELOAD={openmp}")
+    words = ["env", *variables, str(python), "-m", "vllm.entrypoints.openai.api_server"]
     return [*words, "--model", str(materials.as_is), "--host", HOST, "--port", str(port)]
 
 

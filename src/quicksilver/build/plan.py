@@ -145,7 +145,7 @@ def _why_illegal(stack: Sequence[Technique], legal: Sequence[int], start: frozen
 def make(recipe: Recipe, model: Model, calibration: Sequence[Prompt] = ()) -> Plan:
     """Plan the build of a recipe; what's already built is known by its key.
 
-    Raises IllegalRecipeError for a stack that has no legal order or doesn't fit the model.
+    Raises IllegalRecipeError for a stack that has no legal order or doesn't fit the model or the engine.
     """
     engine = engines.find(recipe.engine)
     prompts = tuple(calibration[:CALIBRATION_PROMPTS])
@@ -193,7 +193,7 @@ def _planned(technique: Technique | None, key: str, model: Model, engine: Engine
         memory_mb = 250 + 1.5 * min(weights_mb, SHARD_BYTES / 1e6) + facts.vocab_size * facts.hidden_size * 8 / 1e6
         disk_mb = weights_mb * 1.35
     else:
-        memory_mb, disk_mb = technique.build_memory_mb(facts), technique.disk_mb(facts)
+        memory_mb, disk_mb = engine.build_needs_mb(technique, facts)
     return PlannedStep(
         label=technique.label if technique else IMPORT_LABEL,
         key=key,

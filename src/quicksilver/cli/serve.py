@@ -16,6 +16,9 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
 @click.command(short_help="Serve an artefact or a run behind the OpenAI API.")
 @click.argument("target")
 @click.option(
+    "--engine", metavar="NAME", help="Serve the model TARGET as it is by this engine; see `quicksilver engines`."
+)
+@click.option(
     "--preset", metavar="NAME", help="Of the model TARGET: cost, balanced or latency; see `quicksilver presets`."
 )
 @click.option("--workload", metavar="NAME", help="The workload that the preset was found for; else the last one.")
@@ -77,6 +80,7 @@ KEY_VARIABLE = "QUICKSILVER_API_KEY"
 def serve(
     target: str,
     *,
+    engine: str | None,
     preset: str | None,
     workload: str | None,
     any_machine: bool,
@@ -111,6 +115,7 @@ def serve(
         raise BadInputError("--workload and --any-machine choose among presets: add --preset NAME.")
     return api.serve(
         target,
+        engine=engine,
         preset=preset,
         workload=workload,
         any_machine=any_machine,

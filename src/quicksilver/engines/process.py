@@ -35,6 +35,8 @@ PROMPT = "The capital of France is"
 FIRST_TOKEN_TIMEOUT_S = 60
 LOG_TAIL = 16_384
 """Bytes of a log that are searched for why its server ended."""
+LONG_LOG_TAIL = 262_144
+"""The same of another program, which may print the whole traceback of each of its processes."""
 # A proxy that the environment names is not for this machine.
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -153,7 +155,8 @@ class _Server:
     def death(self) -> EngineError:
         """Say in one sentence how it ended: the last line of its log that means something, or the signal."""
         code = self.process.wait()
-        self.log.seek(max(self.log_start, self.log.seek(0, os.SEEK_END) - LOG_TAIL))
+        tail = LOG_TAIL if self.command is None else LONG_LOG_TAIL
+        self.log.seek(max(self.log_start, self.log.seek(0, os.SEEK_END) - tail))
         lines = [line.strip() for line in self.log.read().decode(errors="replace").splitlines()]
         # Without letters it is a rule, a caret line of a traceback or an empty line.
         telling = [line for line in lines if re.search(r"[A-Za-z]{2}", line)]

@@ -14,6 +14,7 @@ from quicksilver.errors import IllegalRecipeError
 if TYPE_CHECKING:
     from quicksilver.environments import NativeBuild
     from quicksilver.nouns.hardware import Hardware
+    from quicksilver.nouns.model import ModelFacts
     from quicksilver.nouns.settings import Settings
     from quicksilver.nouns.speculation import SpeculationTable
     from quicksilver.nouns.technique import Step, Technique
@@ -189,6 +190,8 @@ class Engine(ABC):
     isa: ClassVar[tuple[str, ...]] = ()
     """The instruction sets of x86 that its packages are built for, as `quicksilver.hardware.instructions` names them."""
     abilities: ClassVar[Abilities] = Abilities()
+    kv_precisions: ClassVar[frozenset[str]] = frozenset({"f32", "f16", "bf16", "u8", "u4"})
+    """Those of cached keys and values that a technique may set for it."""
 
     @abstractmethod
     def version(self) -> str:
@@ -225,6 +228,15 @@ class Engine(ABC):
             raise IllegalRecipeError(
                 f"{technique.name()} is for {' or '.join(sorted(technique.formats))}, and the engine {self.name} serves {self.format}."
             )
+        precision = technique.settings().get("kv_precision")
+        if precision is not None and precision not in self.kv_precisions:
+            raise IllegalRecipeError(
+                f"The engine {self.name} keeps no keys and values in {precision}; it takes {', '.join(sorted(self.kv_precisions))}."
+            )
+
+    def build_needs_mb(self, technique: Technique, facts: ModelFacts) -> tuple[float, float]:
+        """Estimate the peak resident memory of a technique's build step for this engine, and the most disk that it has, MB."""
+        return technique.build_memory_mb(facts), technique.disk_mb(facts)
 
     def apply(self, technique: Technique, step: Step) -> None:
         """Run a technique's build step for this engine's format. Called in the worker's process."""

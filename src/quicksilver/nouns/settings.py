@@ -14,10 +14,10 @@ from quicksilver.nouns.choices import Choices
 class Speculation(Noun):
     """How an engine guesses tokens ahead of the model."""
 
-    kind: Literal["prompt_lookup", "draft"]
+    kind: Literal["prompt_lookup", "draft", "eagle", "eagle3"]
     tokens: Annotated[int, Field(ge=1, le=32)] = 12
     max_ngram: Annotated[int, Field(ge=1, le=8)] = 8
-    draft: str | None = Field(None, description="the draft's folder inside the artefact")
+    draft: str | None = Field(None, description="the folder of the draft, or of the EAGLE head, inside the artefact")
     adapts: bool = Field(
         True, description="take fewer where the load makes them cost more than they gain, where the engine can"
     )
@@ -43,7 +43,7 @@ class Settings(Noun):
         0, description="upper limit of the KV cache, GB; 0 is what the streams can use, as far as the machine has room"
     )
     kv_precision: Annotated[str, Choices("default", "f16", "u8")] = Field(
-        "default", description="default, f16, bf16, u8 or u4"
+        "default", description="default, f16, bf16, u8, u4 or fp8, as far as the engine knows it"
     )
     activation_group_size: Annotated[int, Field(ge=0)] | None = Field(
         None, description="activations that share a scale when they are rounded on the fly; 0 keeps 16 bits"

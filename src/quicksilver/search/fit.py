@@ -10,7 +10,7 @@ from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
 from quicksilver.techniques.as_is import AsIs
 
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.13, "u4": 0.63}
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.13, "u4": 0.63, "fp8": 1.0}
 """Bytes of a cached key or value; the rounded ones carry their scales (blocks of 32 tokens: 40 x 64 and 32 x 72 for 32 x 64 values)."""
 RUNTIME_MB = 250.0
 """Interpreter, libraries and gateway, until a server has shown what it takes."""

@@ -75,7 +75,7 @@ def _from_directory(folder: Path, source: str) -> Model:
     found = inspect(folder)
     digest = hashlib.sha256()
     for path in sorted((*found.weights, *found.small), key=lambda p: p.name):
-        digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return Model(
         name=folder.name,
         source=source,
@@ -94,7 +94,7 @@ def _from_gguf(path: Path, source: str) -> Model:
         source=source,
         kind="gguf",
         path=path,
-        fingerprint=_file_sha256(path),
+        fingerprint=file_sha256(path),
         facts=ModelFacts.model_validate(known["facts"]),
         licence=known["licence"],
         remark=known["remark"],
@@ -116,7 +116,9 @@ def _describe_gguf(path: Path) -> dict[str, Any]:
     }
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, remembered while its path, size and time of change are the same."""
+
     def compute() -> dict[str, Any]:
         with path.open("rb") as file:
             return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}

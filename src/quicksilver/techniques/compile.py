@@ -13,7 +13,7 @@ class Compile(Technique):
 
     needs = frozenset({"engine format", "uncompiled"})
     takes = frozenset({"uncompiled"})
-    formats = frozenset({"openvino-ir", "fake"})
+    formats = frozenset({"openvino-ir", "hf", "fake"})
     gives = frozenset({"compiled"})
     lossless = True
 

@@ -19,7 +19,9 @@ class KvCache(Technique):
     changes_output = True
 
     precision: Annotated[
-        Literal["f32", "f16", "bf16", "u8", "u4"], Choices("u8"), Field(description="of cached keys and values")
+        Literal["f32", "f16", "bf16", "u8", "u4", "fp8"],
+        Choices("u8", "fp8"),
+        Field(description="of cached keys and values; which of them an engine knows depends on it"),
     ] = "u8"
 
     def settings(self) -> Mapping[str, Any]:

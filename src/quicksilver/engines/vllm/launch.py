@@ -195,6 +195,9 @@ def _environment(settings: Settings, machine: Machine, cache: Path) -> dict[str,
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.threads or machine.cores),
+            # What 0.32 compiles ahead of time for a CPU it can't load again ("no attribute 'finalize_loading'") and compiles
+            # anew at each start; inductor's own cache is found.
+            "VLLM_USE_AOT_COMPILE": "0",
         }
         if machine.openmp is not None:
             found["LD_PRELOAD"] = str(machine.openmp)

@@ -231,7 +231,7 @@ def test_an_artefact_is_the_directory_itself_with_what_the_stack_sets(
     options = Launch(tuple(command.words), {}).options
     assert options["--model"] == str(artifact.path)
     assert options["--max-num-batched-tokens"] == "128"
-    assert json.loads(options["--speculative-config"])["model"] == str(artifact.path / "draft")
+    assert json.loads(options["--speculative-config"] or "")["model"] == str(artifact.path / "draft")
     assert "--enable-prefix-caching" in options
     assert artifact.target["engine"] == "vLLM 0.32.0 (CPU)"
 

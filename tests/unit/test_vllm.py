@@ -292,3 +292,27 @@ def test_an_engine_that_isn_t_installed_says_what_adds_it(tmp_path: Path, monkey
     monkeypatch.delenv(installed.PYTHON_VARIABLE, raising=False)
     with pytest.raises(EngineError, match=r"^The engine vllm isn't installed; quicksilver engine add vllm adds it\.$"):
         engines.find("vllm").version()
+
+
+def test_a_head_of_eagle_lies_beside_the_weights_and_must_be_the_model_s(
+    tmp_path: Path, here: installed.Installed
+) -> None:
+    model = models.resolve(str(make_tiny_model(tmp_path / "model")))
+    head = make_tiny_model(tmp_path / "head", seed=1, layers=1)
+    (head / "tokenizer.json").unlink()
+    plan = planning.make(
+        Recipe(str(model.path), [techniques.make({"name": "eagle", "model": str(head)})], engine="vllm"), model
+    )
+    artifact = building.build(plan)
+    assert {path.name for path in (artifact.path / "head").iterdir()} == {"config.json", "model.safetensors"}
+    command = engines.find("vllm").command(artifact.path, artifact.settings, host="127.0.0.1", port=8000)
+    assert command is not None
+    config = json.loads(Launch(tuple(command.words), {}).options["--speculative-config"] or "")
+    assert config == {"method": "eagle3", "num_speculative_tokens": 3, "model": str(artifact.path / "head")}
+    other = make_tiny_model(tmp_path / "other", hidden_size=128)
+    for folder, said in ((other, "for a hidden size of 128"), (tmp_path, "holds no EAGLE head")):
+        stack = [techniques.make({"name": "eagle", "model": str(folder)})]
+        with pytest.raises(BadInputError, match=said):
+            planning.make(Recipe(str(model.path), stack, engine="vllm"), model)
+    with pytest.raises(IllegalRecipeError, match="eagle is for hf, and the engine openvino serves openvino-ir"):
+        planning.make(Recipe(str(model.path), [techniques.make({"name": "eagle", "model": str(head)})]), model)

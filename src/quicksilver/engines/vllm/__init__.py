@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CACHE = "compiled/vllm"
 """What it compiles is kept there, below the home folder: the second start of a configuration takes it from there."""
-RUNTIME_GB = 2.0
+RUNTIME_GB = 2.5
 """Interpreters, libraries and what its compiler needs, beside weights and KV cache, on a CPU."""
 CPU_KV_TYPES = ("fp8",)
 """Of the keys and values that its attention on a CPU reads, beside the model's own type (vllm/v1/attention/backends/cpu_attn.py)."""

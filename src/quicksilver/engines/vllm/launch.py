@@ -41,7 +41,7 @@ THROUGH = {
     "speculative_config": "speculation",
 }
 """Arguments that a setting of ours is compiled to."""
-MOST_KV_GB = 4.0
+MOST_KV_GB = 2.0
 """Of the KV cache on a CPU unless the settings say more: vLLM fills it with zeros at its start, so all of it is taken."""
 ENVIRONMENT = re.compile(r"VLLM_[A-Z0-9_]+")
 
@@ -152,7 +152,7 @@ def speculative_config(artifact: Path, speculation: Speculation) -> dict[str, An
 
 
 def kv_cache_gb(settings: Settings, weights: Weights, free_gb: float) -> float:
-    """Return the size of a KV cache for a CPU, GB: what the streams can use, within 4 GB and half of what is free.
+    """Return the size of a KV cache for a CPU, GB: what the streams can use, within 2 GB and half of what is free.
 
     It always holds one sequence of the longest context, without which vLLM doesn't start.
     """

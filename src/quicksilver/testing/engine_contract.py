@@ -50,7 +50,8 @@ def open_answer(endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> h
     if body is None:
         connection.request("GET", target)
     else:
-        connection.request("POST", target, json.dumps({"model": endpoint.model} | body).encode())
+        said = json.dumps({"model": endpoint.model} | body).encode()
+        connection.request("POST", target, said, {"Content-Type": "application/json"})
     return connection.getresponse()
 
 

@@ -31,7 +31,7 @@ def _installed() -> None:
     try:
         installed.installed()
     except EngineError as error:
-        if os.environ.get("CI"):
+        if "vllm" in os.environ.get("QUICKSILVER_TEST_ENGINES", "").split():
             raise
         pytest.skip(str(error))
 

@@ -29,8 +29,9 @@ JOBS = {
     "main_job": [str(HERE / "main_job.py")],
     "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
     "through": [str(HERE / "through.py")],
+    "native": [str(HERE / "native.py")],
 }
-ON_REQUEST = {"agreement", "peers", "through"}
+ON_REQUEST = {"agreement", "native", "peers", "through"}
 """These need environments of their own: see the Makefile."""
 
 

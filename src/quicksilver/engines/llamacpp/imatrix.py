@@ -16,7 +16,7 @@ from quicksilver.sources import gguf
 if TYPE_CHECKING:
     import numpy as np
 
-LONGEST = 1024
+LONGEST = 512
 """Tokens of a prompt that are read."""
 
 

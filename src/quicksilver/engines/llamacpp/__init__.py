@@ -42,6 +42,7 @@ class LlamaCpp(Engine):
         logprobs=False,
         prompt_logprobs=False,
         prompt_top_logprobs=False,
+        drains=False,
         own_server=True,
         native=True,
         running="llamacpp:requests_processing",

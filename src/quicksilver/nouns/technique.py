@@ -29,6 +29,8 @@ class Step:
     calibration: Sequence[Sequence[int]] = ()
     """Token ids of the workload's calibration split."""
     say: Callable[[str], None] = field(default=lambda _: None)
+    apart_mb: float = 0.0
+    """Peak resident memory of a process that the step started for its work, MB: it says so, and the worker adds its own."""
 
 
 class Technique(Noun):

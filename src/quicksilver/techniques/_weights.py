@@ -38,6 +38,10 @@ class Weights(Technique):
         return facts.parameters * self.bits_per_weight / 8 / 1e6
 
 
+FOR_VLLM_TOO = Weights.formats | {"hf"}
+"""The formats of techniques that llm-compressor builds for vLLM, besides NNCF for OpenVINO."""
+
+
 class Grouped(Weights):
     """Rounds linear layers to 4 bits in groups, and embeddings to 8."""
 

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from quicksilver.nouns.technique import Choices, Step
-from quicksilver.techniques._weights import Grouped
+from quicksilver.techniques._weights import FOR_VLLM_TOO, Grouped
 
 
 class Awq(Grouped):
     """Activation-aware weight quantisation (arXiv 2306.00978), calibrated on the workload's calibration split."""
 
+    formats = FOR_VLLM_TOO
     calibrated = True
 
     bits: Annotated[Literal[4], Field(description="of each weight of a linear layer")] = 4

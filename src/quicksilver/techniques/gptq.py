@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from quicksilver.nouns.technique import Step
-from quicksilver.techniques._weights import Grouped
+from quicksilver.techniques._weights import FOR_VLLM_TOO, Grouped
 
 
 class Gptq(Grouped):
     """GPTQ (arXiv 2210.17323), calibrated on the workload's calibration split."""
 
+    formats = FOR_VLLM_TOO
     calibrated = True
 
     def build(self, step: Step) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from quicksilver.nouns.technique import Step
-from quicksilver.techniques._weights import Mode, Weights
+from quicksilver.techniques._weights import FOR_VLLM_TOO, Mode, Weights
 
 
 class Int8(Weights):
     """Round the weights to 8 bits without looking at data."""
+
+    formats = FOR_VLLM_TOO
 
     mode: Mode = "asymmetric"
 

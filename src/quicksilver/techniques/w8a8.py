@@ -8,13 +8,14 @@ from pydantic import Field
 
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.technique import Choices, Step
-from quicksilver.techniques._weights import Weights
+from quicksilver.techniques._weights import FOR_VLLM_TOO, Weights
 
 
 class W8a8(Weights):
     """Static INT8 of weights and activations; outliers are moved into the weights (SmoothQuant, arXiv 2211.10438)."""
 
     gives = frozenset({"int8 activations"})
+    formats = FOR_VLLM_TOO
     calibrated = True
     revision = 2
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quicksilver.engines.vllm import files, installed
+from quicksilver.engines.vllm import files, installed, quantise
 from quicksilver.engines.vllm.launch import KV_TYPES, Launch, Machine, compile_launch
 from quicksilver.errors import BadInputError, EngineError, IllegalRecipeError, NotEnoughError
 from quicksilver.nouns.engine import Abilities, Command, Endpoint, Engine
@@ -50,7 +50,7 @@ class Vllm(Engine):
         return f"vLLM {found.version}" + (" (CPU)" if found.device == "cpu" else "")
 
     def tools(self) -> dict[str, str]:
-        return dict(installed.installed().versions)
+        return {**installed.installed().versions, **quantise.tools()}
 
     def choices(self, hardware: Hardware, streams: int) -> Mapping[str, tuple[Any, ...]]:
         """Return what a search tries: batch limits that the load notices, and fewer threads.
@@ -73,7 +73,7 @@ class Vllm(Engine):
             )
         name = technique.name()
         if technique.builds and name not in BUILDS:
-            raise IllegalRecipeError(f"{name} isn't built for vLLM.")
+            quantise.check(technique, on_cpu=_on_cpu())
         if not technique.builds and name not in SETS:
             raise IllegalRecipeError(f"{name} sets something that vLLM doesn't have.")
         if name == "draft" and technique.model_dump()["precision"] != "fp16":
@@ -82,10 +82,12 @@ class Vllm(Engine):
     def build_needs_mb(self, technique: Technique, facts: ModelFacts) -> tuple[float, float]:
         if technique.name() in ("as-is", "draft"):  # files are copied or linked, no graph is made
             return EXPORT_MB, technique.disk_mb(facts) / 2
+        if technique.name() in quantise.RECIPES:
+            return quantise.needs_mb(technique, facts)
         return super().build_needs_mb(technique, facts)
 
     def apply(self, technique: Technique, step: Step) -> None:
-        BUILDS[technique.name()](technique, step)
+        BUILDS.get(technique.name(), quantise.build)(technique, step)
 
     def command(
         self, artifact: Path, settings: Settings, *, host: str, port: int, api_keys: Sequence[str] = ()
@@ -203,6 +205,6 @@ BUILDS: Mapping[str, Callable[[Technique, Step], None]] = {
     "draft": _draft,
     "eagle": lambda technique, step: technique.build(step),
 }
-"""What is built for it, by the technique's name: each leaves a Hugging Face directory."""
+"""What is built for it, by the technique's name: each leaves a Hugging Face directory. What rounds weights is in `quantise`."""
 SETS = frozenset({"prefix-caching", "chunked-prefill", "kv-cache", "prompt-lookup", "compile"})
 """Techniques that are only settings, and that it serves."""

@@ -7,14 +7,16 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from quicksilver import engines, environments
 from quicksilver.errors import EngineError
 from quicksilver.hardware import available_memory, instructions
 from quicksilver.nouns.base import Noun
-from quicksilver.nouns.engine import Engine
+from quicksilver.nouns.engine import Endpoint, Engine
+from quicksilver.nouns.settings import Settings
 from quicksilver.sources.home import existing, home
 
 IMPORT_TIMEOUT_S = 180
@@ -35,9 +37,13 @@ class Finding(Noun):
 
 
 def examine(name: str) -> list[Finding]:
-    """Return what is wrong with an engine; nothing, if it is sound. Raises BadInputError for an unknown name."""
+    """Return what is wrong with an engine, or an environment that builds use; nothing, if it is sound.
+
+    Raises BadInputError for an unknown name.
+    """
     try:
-        engine = engines.find(name)
+        known = name in engines.names() or name not in environments.names()
+        engine = engines.find(name) if known else _packages(name)
     except EngineError as error:
         return [_broken(name, "import", str(error), f"Mend the file of the engine {name}.")]
     if found := lock_file(engine):
@@ -61,7 +67,8 @@ def missing(engine: Engine) -> list[Finding]:
         return []
     there = {environment.name: environment for environment in environments.find()}
     if name not in there:
-        return [_missing(engine.name, f"The engine {engine.name} isn't installed.", add)]
+        what = f"The engine {engine.name}" if engine.name in engines.names() else engine.name
+        return [_missing(engine.name, f"{what} isn't installed.", add)]
     if there[name].marker is None:
         return [_missing(engine.name, f"The environment {name} is half made.", add)]
     return []
@@ -191,6 +198,25 @@ Check = Callable[[Engine], list[Finding]]
 ALWAYS: tuple[Check, ...] = (missing, processor, compiler, memory)
 TO_INSTALL: tuple[Check, ...] = (disk,)
 INSTALLED: tuple[Check, ...] = (other_lock, native_build, torchvision, imports)
+
+
+def _packages(stack: str) -> Engine:
+    """Return what stands for an environment that no engine serves from."""
+
+    class Packages(Engine):
+        name: ClassVar[str] = stack
+        format: ClassVar[str] = ""
+        environment: ClassVar[str] = stack
+
+        def version(self) -> str:
+            return str(environments.python(stack, stack))
+
+        def serve(
+            self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
+        ) -> AbstractContextManager[Endpoint]:
+            raise TypeError(f"{stack} serves nothing.")
+
+    return Packages()
 
 
 def _interpreter(engine: Engine) -> Path:

@@ -243,7 +243,8 @@ def test_from_not_installed_to_removed(capsys: pytest.CaptureFixture[str], tools
     assert before["add"] == "quicksilver engine add tiny"
     assert run(["engine"]) == 0
     assert "not installed: quicksilver engine add tiny" in capsys.readouterr().out
-    assert said(["engine", "doctor"], capsys)[-1]["findings"][0]["check"] == "installed"
+    (tiny,) = [entry for entry in said(["engine", "doctor"], capsys) if entry["engine"] == "tiny"]
+    assert [finding["check"] for finding in tiny["findings"]] == ["installed"]
     assert not said(["engine", "doctor", "tiny"], capsys, 1)[0]["sound"]
 
     added = said(["engine", "add", "tiny", "--native"], capsys)
@@ -298,3 +299,7 @@ def test_an_environment_without_an_engine_is_listed_and_added(
     assert environments.python("builder").parent.parent.name == "builder"
     assert sys.executable != str(environments.python("builder"))
     assert run(["engine", "add", "builder", "--native"]) == BadInputError.exit_code
+    assert doctor.examine("builder") == []
+    environments.remove("builder")
+    found = only(doctor.examine("builder"), "installed")
+    assert (found.problem, found.mend) == ("builder isn't installed.", "quicksilver engine add builder")

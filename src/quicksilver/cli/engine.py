@@ -207,11 +207,13 @@ def doctor(names: tuple[str, ...]) -> None:
     Ends with exit code 1 if an engine is broken, or one that was named isn't installed.
     """
     from quicksilver import engines as known
+    from quicksilver import environments
     from quicksilver.doctor import examine
 
-    chosen = names or tuple(known.names())
+    there = dict.fromkeys([*known.names(), *environments.names()])
+    chosen = names or tuple(there)
     for name in chosen:
-        if name not in known.names():
+        if name not in there:
             raise _unknown(name)
     found = {name: examine(name) for name in chosen}
     bad = [name for name, findings in found.items() if _is_bad(findings, named=bool(names))]

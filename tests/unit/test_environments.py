@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ def test_a_package_that_a_killed_pip_left_half_is_installed_again(locks: Path, h
     environments.add("tiny", **QUIET)
     assert version_in(python) == "1.0"
     assert kept.exists()  # it went on where it was
+
+
+def test_what_pythonpath_names_is_not_in_the_environment(
+    locks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with zipfile.ZipFile(tmp_path / "wheels" / "qs_tiny-1.0-py3-none-any.whl") as wheel:
+        wheel.extractall(elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    python = environments.add("tiny", **QUIET)
+    assert [folder for folder in environments.packages(python) if (folder / "qs_tiny.py").is_file()]
 
 
 ADD = (

@@ -57,6 +57,11 @@ def missing(engine: Engine) -> list[Finding]:
     """Say that an engine isn't installed, or only half."""
     name = engine.environment
     add = f"quicksilver engine add {name}"
+    if (other := _other_python(engine)) is not None:
+        if shutil.which(other) is not None:
+            return []
+        problem = f"{engine.python_variable} names {other}, which isn't a program."
+        return [_missing(engine.name, problem, f"Correct {engine.python_variable}, or unset it.")]
     if name == "default":
         try:
             engine.version()
@@ -76,7 +81,7 @@ def missing(engine: Engine) -> list[Finding]:
 
 def other_lock(engine: Engine) -> list[Finding]:
     """Say that the lock file has changed since the environment was made."""
-    if engine.environment == "default":
+    if engine.environment == "default" or _other_python(engine) is not None:
         return []
     there = next(environment for environment in environments.find() if environment.name == engine.environment)
     if there.current:
@@ -106,7 +111,9 @@ def imports(engine: Engine) -> list[Finding]:
         said = _last_line_of(python, f"import {module}")
         if said is not None:
             again = (
-                "pip install --force-reinstall 'quicksilver[serve]'"
+                f"Mend the environment of {python}, or unset {engine.python_variable}."
+                if _other_python(engine) is not None
+                else "pip install --force-reinstall 'quicksilver[serve]'"
                 if engine.environment == "default"
                 else f"quicksilver engine remove {engine.environment} && quicksilver engine add {engine.environment}"
             )
@@ -219,8 +226,15 @@ def _packages(stack: str) -> Engine:
     return Packages()
 
 
+def _other_python(engine: Engine) -> str | None:
+    """Return the Python that is used instead of the environment's; None if none is named."""
+    return (os.environ.get(engine.python_variable) if engine.python_variable else None) or None
+
+
 def _interpreter(engine: Engine) -> Path:
     """Return the interpreter of an engine's environment, whatever lock that was made from."""
+    if (other := _other_python(engine)) is not None:
+        return Path(other)
     if engine.environment == "default":
         return environments.python("default")
     return _folder(engine) / "bin" / "python"

@@ -223,6 +223,8 @@ def test_an_engine_that_is_not_installed_says_the_one_command(
 ) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     engine = find(name)
+    if engine.python_variable:
+        monkeypatch.delenv(engine.python_variable, raising=False)
     sentence = rf"^[^\n]* quicksilver engine add {engine.environment} [^\n]*$"
     with pytest.raises(EngineError, match=sentence):
         engine.version()

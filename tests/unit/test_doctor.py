@@ -103,6 +103,16 @@ def test_one_that_is_half_made_is_missing(home: Path, tools: Path) -> None:
     assert "half made" in only(doctor.examine("tiny"), "installed").problem
 
 
+def test_another_python_is_examined_instead(
+    tmp_path: Path, locks: Path, monkeypatch: pytest.MonkeyPatch, tools: Path
+) -> None:
+    monkeypatch.setattr(Tiny, "python_variable", "TINY_PYTHON")
+    monkeypatch.setenv("TINY_PYTHON", str(tmp_path / "none"))
+    assert "TINY_PYTHON names" in only(doctor.examine("tiny"), "installed").problem
+    monkeypatch.setenv("TINY_PYTHON", sys.executable)
+    assert "qs_tiny can't be imported" in only(doctor.examine("tiny"), "imports").problem
+
+
 def test_another_lock(locks: Path) -> None:
     add()
     assert doctor.other_lock(Tiny()) == []

@@ -8,7 +8,6 @@ import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
 
-from quicksilver import environments
 from quicksilver.errors import EngineError, unknown
 from quicksilver.nouns import Engine
 
@@ -41,8 +40,6 @@ def installed(name: str) -> Engine:
     """Return an engine that is installed. Raises EngineError, which says the one command that adds it, for one that isn't."""
     engine = find(name)
     engine.version()
-    if engine.environment != "default":
-        environments.python(engine.environment, f"The engine {name}")
     return engine
 
 

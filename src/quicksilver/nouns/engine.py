@@ -185,6 +185,8 @@ class Engine(ABC):
     """The environment (a lock file under envs/) that its builds need."""
     environment: ClassVar[str] = "default"
     """The environment that it serves from; `quicksilver engine add` makes one that isn't ours (`quicksilver.environments`)."""
+    python_variable: ClassVar[str] = ""
+    """The environment variable that can name the Python of another environment, which is used instead."""
     modules: ClassVar[tuple[str, ...]] = ()
     """What has to be importable in that environment; `quicksilver engine doctor` tries."""
     isa: ClassVar[tuple[str, ...]] = ()

@@ -42,6 +42,8 @@ class Vllm(Engine):
     name: ClassVar[str] = "vllm"
     format: ClassVar[str] = "hf"
     environment: ClassVar[str] = "vllm"
+    python_variable: ClassVar[str] = installed.PYTHON_VARIABLE
+    modules: ClassVar[tuple[str, ...]] = ("vllm",)
     abilities: ClassVar[Abilities] = Abilities(own_server=True)
     kv_precisions: ClassVar[frozenset[str]] = frozenset(KV_TYPES)
 

@@ -76,12 +76,12 @@ def serve_command(
     host: str = HOST,
     port: int = 0,
     log: Path | None = None,
-    ready_timeout_s: float = 300,
+    ready_timeout_s: float | None = None,
     ready: str = "/health",
 ) -> Iterator[Endpoint]:
     """Serve by another program's own OpenAI server; `make` says how that is started for a port.
 
-    It is ready when it answers GET `ready` with success (503 means not yet). The server ends with the context, and with this
+    It is ready when it answers GET `ready` with success (503 means not yet), for which it has the command's time or `ready_timeout_s`. The server ends with the context, and with this
     process however that ends. Raises as `make` and `serve_process` do.
     """
     _check_port(port, host)
@@ -91,7 +91,7 @@ def serve_command(
     guarded = [sys.executable, "-I", "-S", str(GUARD), *command.words]
     with _open_log(log) as output, _start(guarded, output, command=command) as server:
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104
-        _wait_ready(server, url, begun + ready_timeout_s, ready)
+        _wait_ready(server, url, begun + (ready_timeout_s or command.ready_timeout_s), ready)
         with _watched(server, url, begun) as endpoint:
             yield endpoint
 

@@ -49,6 +49,8 @@ class Command:
     """What is added to ours."""
     explain: Callable[[Sequence[str]], str | None] = lambda _: None
     """Finds in the last lines of its log the sentence that says why it ended."""
+    ready_timeout_s: float = 300
+    """How long it may take until it is ready."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from quicksilver.engines.process import free_port, serve_command
 from quicksilver.errors import EngineError
@@ -33,15 +34,34 @@ def serve(
             raise EngineError(f"The engine {engine.name} has no server of its own.")
         return command
 
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended, loaded = threading.Event(), threading.Event()
     begun = time.monotonic()
     print(json.dumps({"port": port}), flush=True)
     say(
         f"Loading {artifact.label} of {artifact.model}; it will answer at http://{place.host}:{port}/v1. Ctrl-C ends it."
     )
-    with serve_command(make, host=place.host, port=port) as endpoint:
+    with _until_told(ended, loaded), serve_command(make, host=place.host, port=port) as endpoint:
+        loaded.set()
         say(f"Ready after {time.monotonic() - begun:.1f} s.")
         while endpoint.alive() and not ended.wait(LOOK_S):
             pass
+
+
+@contextmanager
+def _until_told(ended: threading.Event, loaded: threading.Event) -> Iterator[None]:
+    """Set `ended` at SIGTERM and Ctrl-C; what isn't loaded yet, which may take minutes, is broken off."""
+
+    def end(*_: object) -> None:
+        ended.set()
+        if not loaded.is_set():
+            raise KeyboardInterrupt
+
+    kept = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ended.is_set():
+            raise
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

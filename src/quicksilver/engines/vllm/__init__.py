@@ -109,7 +109,7 @@ class Vllm(Engine):
         keys = {"VLLM_API_KEY": api_keys[0]} if api_keys else {}
         if len(api_keys) > 1:
             raise BadInputError("vLLM's own server takes one API key; give one.")
-        return Command([str(found.python), *made.arguments], {**made.environment, **keys}, telling)
+        return Command([str(found.python), *made.arguments], {**made.environment, **keys}, telling, READY_TIMEOUT_S)
 
     @contextmanager
     def serve(
@@ -120,7 +120,7 @@ class Vllm(Engine):
         def make(port: int) -> Command:
             return self.command(artifact, settings, host=HOST, port=port)
 
-        with serve_command(make, port=port, log=log, ready_timeout_s=READY_TIMEOUT_S) as endpoint:
+        with serve_command(make, port=port, log=log) as endpoint:
             yield endpoint
 
     def compile(self, artifact: Path, settings: Settings) -> None:

@@ -132,6 +132,7 @@ def optimize(
     from quicksilver.search.state import Search
     from quicksilver.sources import models
 
+    begun = time.monotonic()
     if goal not in get_args(GoalName):
         raise unknown("goal", goal, get_args(GoalName))
     if budget_minutes is None:
@@ -170,7 +171,7 @@ def optimize(
         "trials": trials,
         "quick": quick,
     }
-    run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell)
+    run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell, begun=begun)
     called = command or _call(model, workload, goal)
     search = Search(run, found, load, wanted, price, engine, called, metrics=scored_by)
     search.judge = Judge(judging, run.folder / "verdicts.jsonl") if judging is not None else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
+from quicksilver.build.plan import Plan, PlannedStep
 from quicksilver.errors import BuildError, IllegalRecipeError, NotEnoughError
 from quicksilver.nouns.technique import Technique
 from quicksilver.search import space
@@ -39,18 +40,26 @@ def build(search: Search, entry: Entry, *, must: bool = False) -> None:
             run.tell("build", entry.recipe.label)
             entry.artifact = building.build(plan, say=lambda text: run.tell("build", text), log=run.log)
             entry.build_s = 0.0 if had else time.monotonic() - begun
+            guessed = sum(_guess_s(search, step) for step in plan.missing)
+            if guessed and all(step.last_s is None for step in plan.missing):
+                search.build_pace = max(search.build_pace, entry.build_s / guessed)
     except (BuildError, NotEnoughError, IllegalRecipeError) as error:
         if must:
             raise
         entry.status, entry.reason = "failed", str(error)
 
 
+def plan_of(search: Search, stack: Sequence[Technique]) -> Plan:
+    """Plan the build of a stack, to see what it would take."""
+    return planning.make(space.recipe(search.model, stack, search.engine), search.model, search.workload.calibration)
+
+
 def expected_build_s(search: Search, stack: Sequence[Technique]) -> float:
-    """Seconds that the missing steps took last time; a guess by kind for those that are new."""
-    recipe = space.recipe(search.model, stack, search.engine)
-    made = planning.make(recipe, search.model, search.workload.calibration)
-    scale = max(1.0, search.model.facts.parameters / 135e6)
-    guesses = (
-        scale * (CALIBRATED_BUILD_S if s.technique and s.technique.calibrated else PLAIN_BUILD_S) for s in made.missing
-    )
-    return sum(guess if s.last_s is None else s.last_s for s, guess in zip(made.missing, guesses, strict=True))
+    """Seconds that the missing steps took last time; a guess by kind for those that are new, by the pace of those before."""
+    missing = plan_of(search, stack).missing
+    return sum(search.build_pace * _guess_s(search, step) if step.last_s is None else step.last_s for step in missing)
+
+
+def _guess_s(search: Search, step: PlannedStep) -> float:
+    usual = CALIBRATED_BUILD_S if step.technique and step.technique.calibrated else PLAIN_BUILD_S
+    return usual * max(1.0, search.model.facts.parameters / 135e6)

@@ -54,6 +54,12 @@ class Fit:
         return WRONG * self.total > limit_mb
 
 
+def weights_mb(facts: ModelFacts, stack: Sequence[Technique]) -> float:
+    """Return the size of a stack's weights, MB; 0 if it isn't known."""
+    sizes = [size for technique in stack if (size := technique.size_mb(facts)) is not None]
+    return (sizes[-1] if sizes else AsIs().size_mb(facts)) or 0.0
+
+
 def fit(
     facts: ModelFacts, stack: Sequence[Technique], settings: Settings, load: Load, runtime_mb: float = RUNTIME_MB
 ) -> Fit:
@@ -62,8 +68,6 @@ def fit(
     The cache is counted as far as the load fills it: memory that isn't touched isn't taken. Activations are those of one forward
     pass: hidden states, the two halves of the feed-forward network and attention, in 32 bits, and a row of logits for each stream.
     """
-    sizes = [size for technique in stack if (size := technique.size_mb(facts)) is not None]
-    weights = sizes[-1] if sizes else AsIs().size_mb(facts)
     each = facts.kv_elements_per_token * KV_BYTES.get(settings.kv_precision, 2.0) / 1e3
     streams = min(load.streams, settings.max_streams)
     held = streams * load.context * each / 1e3
@@ -73,4 +77,4 @@ def fit(
     tokens = min(settings.max_batched_tokens, streams * load.context)
     wide = 4 * facts.hidden_size + 2 * facts.intermediate_size
     activations = 4 * (tokens * wide + streams * facts.vocab_size) / 1e6
-    return Fit(weights or 0.0, held, activations, runtime_mb, detail)
+    return Fit(weights_mb(facts, stack), held, activations, runtime_mb, detail)

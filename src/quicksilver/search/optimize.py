@@ -16,7 +16,7 @@ from quicksilver.errors import BadInputError, IllegalRecipeError
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Result
 from quicksilver.nouns.technique import Technique
-from quicksilver.search import entries, proof, race, serving, space
+from quicksilver.search import budget, entries, proof, race, serving, space
 from quicksilver.search.outcome import result_of, with_speculation
 from quicksilver.search.state import Entry, Search
 from quicksilver.search.tradeoffs import with_tradeoffs
@@ -55,7 +55,7 @@ def _settle(search: Search) -> None:
         others = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e not in finalists]
         if not others or len(broken) < len(finalists) - 1:
             return
-        if search.run.left_s < time.monotonic() - begun:
+        if search.run.left_s < budget.after_s(search) + time.monotonic() - begun:
             search.run.remark("What came next wasn't raced to the end, since the budget was used up.")
             return
         for entry in finalists[1:]:
@@ -92,16 +92,18 @@ def _explore(search: Search) -> None:
             if not search.quick:
                 _try_prepared(search, entry)
     survivors = [e for e in search.entries[1:] if e.status == "measured" and e.artifact is not None]
-    race.race(search, survivors, "weights")
+    race.race(search, survivors, "weights", share=budget.WEIGHTS_SHARE)
     serving.explore(search)
 
 
 def _try(search: Search, stack: tuple[Technique, ...]) -> Entry | None:
     """Build and prove a stack, if the budget has room for it."""
-    expected = entries.expected_build_s(search, stack)
+    expected = entries.expected_build_s(search, stack) + proof.expected_s(search, stack)
     # What an interrupted run has built and proven costs nothing now, however late it is.
     if search.run.here_s + expected > BUILD_SHARE * search.run.budget_s or (expected and expected > search.run.left_s):
-        reason = f"its build takes about {expected:.0f} s, which would leave too little of the budget for measuring"
+        reason = (
+            f"its build and proof take about {expected:.0f} s, which would leave too little of the budget for measuring"
+        )
         label = space.recipe(search.model, stack, search.engine).label
         search.left_out.append(space.LeftOut(label, reason))
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from quicksilver.bench import gate, greedy, judge, metrics
+from quicksilver.bench import gate, greedy, judge, metrics, stats
 from quicksilver.bench import quality as judging
 from quicksilver.bench.load import read_samples
 from quicksilver.bench.quality import Evaluation, PromptLogprobs, UnmeasurableError
@@ -17,7 +17,10 @@ from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Quality
+from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Prompt
+from quicksilver.search import budget
+from quicksilver.search.entries import plan_of
 from quicksilver.search.state import Entry, Search, artifact_of
 from quicksilver.sources import workloads
 from quicksilver.sources.home import home, writable
@@ -28,6 +31,7 @@ READING_SHARE = 0.1
 
 def prove_baseline(search: Search, entry: Entry) -> None:
     """Read the evaluation split with the as-is model, and check that every prompt fits its context."""
+    begun = time.monotonic()
     workload = search.workload
     prompts = [*workload.calibration, *workload.search, *workload.evaluation]
     with search.run.serving(artifact_of(entry), entry.hash, racing=False) as endpoint:
@@ -45,6 +49,7 @@ def prove_baseline(search: Search, entry: Entry) -> None:
         except UnmeasurableError as error:
             search.run.remark(str(error))
             return
+    search.proofs_s.append(time.monotonic() - begun)
     entry.logprobs = kept.of(workload.evaluation)
     entry.quality = judging.compare(Evaluation(entry.logprobs), Evaluation(entry.logprobs))
 
@@ -54,13 +59,24 @@ def prove(search: Search, entry: Entry) -> None:
     if entry.artifact is None or not search.baseline.logprobs:
         return
     try:
+        begun = time.monotonic()
         with search.run.phase("quality"):
-            _read_until_decided(search, entry)
+            if _read_until_decided(search, entry):
+                search.proofs_s.append(time.monotonic() - begun)
     except (EngineError, UnmeasurableError) as error:
         entry.status, entry.reason = "failed", str(error)
         return
     if why := objection(entry):
         entry.status, entry.reason = "screened", why
+
+
+def expected_s(search: Search, stack: Sequence[Technique]) -> float:
+    """Seconds that the proof of a stack is likely to take: the mean of those so far; 0 if it was read before, or can't be."""
+    plan = plan_of(search, stack)
+    known = not plan.missing and _Kept.path(search, plan.key).is_file()
+    if known or not search.baseline.logprobs or not search.proofs_s:
+        return 0.0
+    return sum(search.proofs_s) / len(search.proofs_s)
 
 
 def objection(entry: Entry) -> str | None:
@@ -90,11 +106,20 @@ def _judge_answers(search: Search, entries: Sequence[Entry], rounds: Sequence[in
         return
     answered = metrics.texts(said[search.baseline.hash])
     rest = [p for p in search.workload.evaluation if p.id not in answered]
-    if not rest or search.run.left_s <= 0:
+    rest = rest[: _room_for(search, [search.baseline, *open_], said)]
+    if not rest:
         return
     for entry in (search.baseline, *open_):
         said[entry.hash] = [*said[entry.hash], *_more_answers(search, entry, rest)]
     _judge(search, [search.baseline, *open_], said)
+
+
+def _room_for(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence[Sample]]) -> int:
+    """Return how many prompts each of some entries can still answer, at the pace at which they answered the last."""
+    highest = max(search.workload.concurrencies)
+    paces = [stats.speed([s for s in said[e.hash] if not s.warmup], highest).requests_per_s for e in entries]
+    each_s = sum(1 / pace for pace in paces if pace > 0)
+    return int((search.run.left_s - budget.after_s(search)) / each_s) if all(paces) and search.run.left_s else 0
 
 
 def _judge(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence[Sample]]) -> list[Entry]:
@@ -168,8 +193,11 @@ def _more_answers(search: Search, entry: Entry, prompts: Sequence[Prompt]) -> li
     return [*known, *more]
 
 
-def _read_until_decided(search: Search, entry: Entry) -> None:
-    """Look at the loss after more and more of the prompts that the as-is model was read on, until it is decided."""
+def _read_until_decided(search: Search, entry: Entry) -> bool:
+    """Look at the loss after more and more of the prompts that the as-is model was read on, until it is decided.
+
+    Return whether any had to be read.
+    """
     base = search.baseline.logprobs
     known = {item.prompt_id for item in base}
     prompts = [p for p in search.workload.evaluation if p.id in known]
@@ -183,14 +211,15 @@ def _read_until_decided(search: Search, entry: Entry) -> None:
                 reading.endpoint = stack.enter_context(serving)
             if not reading.read(chosen):
                 _add_reason(entry, "the time for it was up")
-                return
+                break
             entry.logprobs = reading.kept.of(chosen)
             entry.quality = judging.compare(
                 Evaluation(entry.logprobs), Evaluation(base), prompts, goal=search.goal, planned=len(prompts)
             )
             judged = entry.quality.judgement
             if judged is not None and judged.outcome != "undecided":
-                return
+                break
+    return reading.endpoint is not None
 
 
 def _add_reason(entry: Entry, words: str) -> None:
@@ -219,18 +248,23 @@ class _Kept:
     """What was read of an artefact for a workload, in this search or one before: a file in the cache folder."""
 
     def __init__(self, search: Search, entry: Entry) -> None:
-        key = {
-            "artifact": artifact_of(entry).key,
-            "as-is": artifact_of(search.baseline).key,
-            "workload": [search.workload.name, search.workload.seed],
-        }
-        self._path: Path = writable(home() / "quality") / f"{content_hash(key)}.jsonl"
+        self._path = self.path(search, artifact_of(entry).key)
         read: list[PromptLogprobs] = []
         try:
             read = judging.read_logprobs(self._path) if self._path.is_file() else []
         except BadInputError as error:
             search.run.remark(f"{error} It is read again.")
         self._items = {item.prompt_id: item for item in read}
+
+    @staticmethod
+    def path(search: Search, artifact: str) -> Path:
+        """The file for the artefact of a key."""
+        key = {
+            "artifact": artifact,
+            "as-is": artifact_of(search.baseline).key,
+            "workload": [search.workload.name, search.workload.seed],
+        }
+        return writable(home() / "quality") / f"{content_hash(key)}.jsonl"
 
     def own(self, search: Search) -> dict[str, list[int]]:
         """Return the as-is model's answers that were read with the prompts of this search."""

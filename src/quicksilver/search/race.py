@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quicksilver.bench import stats
 from quicksilver.nouns.result import Candidate
 from quicksilver.nouns.workload import Prompt
+from quicksilver.search import budget
 from quicksilver.search.choice import excess
+from quicksilver.search.fit import weights_mb
 from quicksilver.search.outcome import score_of
 from quicksilver.search.state import Entry, Search, artifact_of
 
-FINALISTS = 2
-FINAL_COST = 2.6
-"""A round of the final over a short round, in time (measured on hotpotqa)."""
-FINAL_ROUNDS = 3
-AFTER_S = 20.0
-"""Seconds that are kept for what comes after the final: the winner's table of guesses."""
-UNKNOWN = 64
-"""Entries that there is room for while nobody knows how long one takes."""
+FINAL, FINAL_ROUNDS = "final", 3
 SHORT_TOKENS = 128
 """Answers of a short race end here: with few prompts, the longest answer would be waited for by all."""
 
 
-def reserve_s(search: Search) -> float:
-    """Seconds that the final needs at least: one round of it, and what comes after."""
-    return AFTER_S + FINAL_COST * (FINALISTS + 1) * (search.entry_s or 0.0)
-
-
-def room(search: Search, weight: int = 1) -> int:
-    """Return how many entries budget and trials have room for in a race beside the as-is model, before the final."""
-    left = UNKNOWN if search.trials is None else max(0, search.trials - search.trials_used) // weight
-    if search.entry_s is None:
-        return left
-    return min(left, max(0, int((search.run.left_s - reserve_s(search)) / (search.entry_s * weight)) - 1))
-
-
-def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1) -> list[Entry]:
+def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, share: float = 1.0) -> list[Entry]:
     """Race some entries beside the as-is model, as long as `weight` short rounds; return those that took part.
 
-    Those that the budget has no room for are left out. A race that an interrupted run has finished is taken as it was.
+    Those that the budget has no room for are left out: in the first race, once the as-is model has shown how long one takes,
+    those with the largest weights. It may take a `share` of the time before the final. A race that an interrupted run has finished is taken as it was.
     """
     if not entries:
         return []
@@ -49,18 +32,32 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1) -
     if kept is not None and kept.get("kind") == kind_of(weight):
         fitting = [entry for entry in entries if entry.hash in kept["recipes"]]
     else:
-        fitting = list(entries)[: room(search, weight)]
+        fitting = list(entries)[: budget.room(search, weight)]
+    if fitting:
+        counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
+        phase, kind = f"short race: {what}", kind_of(weight)
+        if search.entry_s is None:
+            # What was made to round more boldly has as many bytes, and comes first.
+            fitting.sort(key=lambda entry: (weights_mb(search.model.facts, entry.stack), -len(entry.stack)))
+        most = _most_of_the_first(search, share) if search.entry_s is None else None
+        taken_s = go(search, [search.baseline, *fitting], take(search, counts), phase, kind, most=most)
+        fitting = [entry for entry in fitting if search.next_round - 1 in entry.rounds]
+        search.entry_s = taken_s / weight / (len(fitting) + 1)
+        search.trials_used += weight * len(fitting)
     for entry in entries:
         if entry not in fitting and not entry.rounds:
             entry.status, entry.reason = "left out", "budget or trials were used up before its turn"
-    if not fitting:
-        return []
-    counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
-    loads = take(search, counts)
-    taken_s = go(search, [search.baseline, *fitting], loads, f"short race: {what}", kind_of(weight))
-    search.entry_s = taken_s / weight / (len(fitting) + 1)
-    search.trials_used += weight * len(fitting)
     return fitting
+
+
+def _most_of_the_first(search: Search, share: float) -> Callable[[float], int]:
+    """Return what says how many entries there is room for, one at least, once it hears how long the as-is model took."""
+
+    def most(seconds: float) -> int:
+        search.entry_s = seconds
+        return max(1, int(share * budget.left_s(search) / seconds)) if seconds > 0 else budget.UNKNOWN
+
+    return most
 
 
 def kind_of(weight: int) -> str:
@@ -68,8 +65,19 @@ def kind_of(weight: int) -> str:
     return f"short race x{weight}"
 
 
-def go(search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[Prompt]], phase: str, kind: str) -> float:
-    """Measure entries in the next round; return the seconds that it took, in this process or one before it."""
+def go(
+    search: Search,
+    entries: Sequence[Entry],
+    loads: dict[int, Sequence[Prompt]],
+    phase: str,
+    kind: str,
+    *,
+    most: Callable[[float], int] | None = None,
+) -> float:
+    """Measure entries in the next round; return the seconds that it took, in this process or one before it.
+
+    `most` hears how long the first took, and says how many of the others there is room for.
+    """
     number = search.next_round
     search.next_round += 1
     with search.run.phase("race"):
@@ -81,9 +89,12 @@ def go(search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[Promp
             search.workload.calibration or search.workload.search,
             phase=phase,
             kind=kind,
+            most=most,
         )
+    measured = search.run.records()[number]["recipes"]
     for entry in entries:
-        entry.rounds.append(number)
+        if entry.hash in measured:
+            entry.rounds.append(number)
     return taken_s
 
 
@@ -137,11 +148,16 @@ def final(search: Search) -> tuple[list[Entry], list[int]]:
     """
     ready = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e.artifact is not None]
     ranked = sorted(ready, key=lambda e: (breaks_a_limit(search, e), -gain(search, e)))
-    finalists = ranked[:FINALISTS]
-    for entry in ranked[FINALISTS:]:
-        entry.reason = "the short race left it behind"
+    size = budget.final(search)
+    kept = search.run.records().get(search.next_round, {})
+    # What an interrupted run has raced is taken as it was, however little time is left now.
+    begun_with = [e for e in ranked if e.hash in kept["recipes"]] if kept.get("kind") == FINAL else []
+    finalists = begun_with or ranked[: size.finalists]
+    for entry in ranked:
+        if entry not in finalists:
+            entry.reason = "the short race left it behind"
     prompts = list(search.workload.evaluation)
-    counts = {c: (4 if c == 1 else 2 * c) for c in search.workload.concurrencies}
+    counts = {c: round(size.share * (4 if c == 1 else 2 * c)) for c in search.workload.concurrencies}
     per_round = sum(counts.values())
     rounds = max(1, min(1 if search.quick else FINAL_ROUNDS, len(prompts) // max(1, per_round)))
     entries = [search.baseline, *finalists]
@@ -154,9 +170,9 @@ def final(search: Search) -> tuple[list[Entry], list[int]]:
             loads[concurrency] = batch[start : start + count] or batch[:count]
             start += count
         begun = time.monotonic()
-        go(search, entries, loads, "final race", "final")
+        go(search, entries, loads, "final race", FINAL)
         taken.append(search.next_round - 1)
-        if search.run.left_s < AFTER_S + time.monotonic() - begun:
+        if search.run.left_s < budget.after_s(search) + time.monotonic() - begun:
             break
     for entry in entries:
         entry.rounds = taken

@@ -176,10 +176,12 @@ class Run:
         *,
         phase: str,
         kind: str = "",
+        most: Callable[[float], int] | None = None,
     ) -> float:
         """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
 
-        Return the seconds that it took, in this process or an earlier one. `kind` is kept with it.
+        Return the seconds that it took, in this process or an earlier one. `kind` is kept with it. `most` hears how many seconds
+        the first entry took, and says how many of the others there is room for: the rest isn't measured.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
         through the entries backwards: a machine that slows down doesn't always slow the same recipe.
@@ -190,7 +192,7 @@ class Run:
         begun = time.monotonic()
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
             path.unlink()
-        ordered = list(entries) if number % 2 == 0 else list(reversed(entries))
+        ordered = list(entries) if number % 2 == 0 or most is not None else list(reversed(entries))
         total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         done = 0
         for recipe, artifact in ordered:
@@ -216,8 +218,11 @@ class Run:
                         on_note=self.remark,
                     )
                     done += len(prompts)
+            if most is not None and recipe == ordered[0][0]:
+                ordered[1 + most(time.monotonic() - begun) :] = []
+                total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         seconds = time.monotonic() - begun
-        recipes = [recipe for recipe, _ in entries]
+        recipes = [recipe for recipe, _ in entries if recipe in dict(ordered)]
         entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
         self.append(ROUNDS, entry)
         return seconds
@@ -245,10 +250,11 @@ def open_run(
     run_id: str | None,
     budget_s: float,
     progress: Callable[[Event], None],
+    begun: float | None = None,
 ) -> Run:
     """Make a run's folder, or take up the last one with the same inputs that wasn't finished.
 
-    Raises BadInputError if `run_id` names a run with other inputs.
+    `begun` is when the budget's time began, on the monotonic clock; now, if it isn't said. Raises BadInputError if `run_id` names a run with other inputs.
     """
     key = content_hash(inputs)
     if run_id is not None:
@@ -272,6 +278,7 @@ def open_run(
         part.write_text(json.dumps({"key": key, "inputs": inputs}, indent=1), encoding="utf-8")
         part.replace(folder / INPUTS)
     run = Run(folder=folder, budget_s=budget_s, progress=progress, resumed=resumed)
+    run.begun = run.begun if begun is None else begun
     run.before_s = max((float(entry.get("elapsed_s", 0.0)) for entry in run.records().values()), default=0.0)
     return run
 

@@ -11,7 +11,7 @@ from quicksilver.errors import IllegalRecipeError
 from quicksilver.hardware import detect
 from quicksilver.nouns.score import Figure
 from quicksilver.nouns.technique import Technique
-from quicksilver.search import entries, fit, policy, proof, race, space
+from quicksilver.search import budget, entries, fit, policy, proof, race, space
 from quicksilver.search.policy import Policy, Rungs, Shown
 from quicksilver.search.space import Configuration, LeftOut, Space
 from quicksilver.search.state import Entry, Search
@@ -36,6 +36,7 @@ def explore(search: Search) -> None:
             continue
         chooser.proven(where.configurations[index], passes=True, loss=_loss(search, entry))
         _tell(search, chooser, index, entry)
+    chooser.learn()
     hashes = {name: index for index, name in enumerate(_hashes(search, where))} if search.run.resumed else {}
     alone_first = iter([alone(chooser)])
 
@@ -44,7 +45,7 @@ def explore(search: Search) -> None:
         first = next(alone_first, [])
         kept = search.run.records().get(search.next_round)
         if kept is None:
-            return first[: race.room(search)] or None
+            return first[: budget.room(search)] or None
         return kept_of(1)
 
     def kept_of(weight: int) -> list[int]:
@@ -55,7 +56,9 @@ def explore(search: Search) -> None:
 
     def measure(batch: Sequence[int], weight: int) -> Mapping[int, Shown]:
         batch = kept_of(weight) or batch
-        joined = {index: _join(search, chooser, index) for index in batch}
+        joined: dict[int, Entry] = {}
+        for index in batch:
+            joined[index] = _join(search, chooser, index, racing=len(joined) + 1)
         ready = [entry for entry in joined.values() if entry.status == "measured"]
         raced = race.race(search, ready, f"{len(ready)} ways to serve", weight)
         found: dict[int, Shown] = {}
@@ -72,7 +75,7 @@ def explore(search: Search) -> None:
         measure,
         trials=left,
         rungs=RUNGS,
-        room=lambda weight: race.room(search, weight),
+        room=lambda weight: budget.room(search, weight),
         before=before,
         tell=lambda chooser, batch: _say(search, chooser, batch),
         breaks=lambda index: race.breaks_a_limit(search, _entry(search, where, index)),
@@ -136,16 +139,23 @@ def _entry(search: Search, where: Space, index: int) -> Entry:
     return entries.add(search, configuration.stack, configuration.settings)
 
 
-def _join(search: Search, chooser: Policy, index: int) -> Entry:
-    """Build a configuration's entry. Its quality is that of its weights and numerics, which is measured if it never was."""
+def _join(search: Search, chooser: Policy, index: int, racing: int) -> Entry:
+    """Build a configuration's entry. Its quality is that of its weights and numerics, which is measured if it never was.
+
+    It is left out if the budget has no room for that and for a race of so many.
+    """
     configuration = chooser.space.configurations[index]
     entry = _entry(search, chooser.space, index)
+    numerics = set(configuration.numerics)
+    same = next((e for e in search.entries if e.quality is not None and _numerics(e) == numerics), None)
+    if entry.artifact is None and entry.status == "measured":
+        proof_s = proof.expected_s(search, configuration.stack) if same is None else 0.0
+        if not budget.has_room(search, entries.expected_build_s(search, configuration.stack) + proof_s, racing):
+            entry.status, entry.reason = "left out", "the budget had no room for its build and proof"
     if entry.artifact is None and entry.status == "measured":
         entries.build(search, entry)
     if entry.status != "measured" or entry.quality is not None:
         return entry
-    numerics = set(configuration.numerics)
-    same = next((e for e in search.entries if e.quality is not None and _numerics(e) == numerics), None)
     if same is not None:
         entry.quality, entry.logprobs = same.quality, same.logprobs
     else:

@@ -65,6 +65,10 @@ class Search:
     """Prompts of the search split that rounds have taken."""
     entry_s: float | None = None
     """Seconds that one entry took in the last short round."""
+    proofs_s: list[float] = field(default_factory=list)
+    """Seconds that reading prompts took, the as-is model's and each recipe's whose proof had something to read."""
+    build_pace: float = 1.0
+    """What builds took that were new to this machine, over what was guessed; 1 if they were quicker."""
     trials: int | None = None
     """Recipes to race at most, besides the as-is model and the final; a race that is twice as long counts twice."""
     trials_used: int = 0

@@ -1,7 +1,7 @@
 """Trade-offs: after the race, measure what the tables of interactions and presets still lack, and draw them up.
 
-Nothing here changes who won. Techniques are measured alone as far as the budget has room. The presets' loads come after that,
-and may take `EXTRA` of the budget on top: without their benchmark the next user of the model would have to search again.
+Nothing here changes who won. Techniques are measured alone as far as the budget has room. The presets' loads come after that, for
+which a part of it was kept: without their benchmark the next user of the model would have to search again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure, Speed
 from quicksilver.nouns.tradeoff import Crossover, Interactions, Point
 from quicksilver.nouns.workload import Prompt
-from quicksilver.search import interactions, pareto, presets
+from quicksilver.search import budget, interactions, pareto, presets
 from quicksilver.search.choice import excess
 from quicksilver.search.interactions import Stack
 from quicksilver.search.outcome import candidate_of, score_of
 from quicksilver.search.state import Entry, Search, artifact_of
 
-EXTRA = 0.2
-"""Share of the budget that the presets' benchmark may take on top of it."""
 SHORT_TOKENS = 128
 """Answers of techniques alone end here, as in the short races that they are compared with."""
 NEW_BUILD_S = 30.0
 """A step's time where nothing is known of it, for a model of 135M."""
+MARGIN = 1.15
+"""What measuring presets may take over what is expected: their loads were never measured before."""
 ALONE = "measured alone after the race, for the table of interactions"
 
 
@@ -152,7 +152,7 @@ def _measure_alone(search: Search, recipes: Mapping[Stack, Recipe]) -> dict[Stac
             made = planning.make(recipe, search.model, search.workload.calibration)
             scale = max(1.0, search.model.facts.parameters / 135e6)
             build_s = sum(step.last_s or scale * NEW_BUILD_S for step in made.missing)
-            if build_s + each_s * (len(ready) + 2) > run.left_s:
+            if build_s + each_s * (len(ready) + 2) > run.left_s - budget.after_s(search):
                 missing[stack] = "the budget was used up"
                 continue
             run.tell("alone", f"{recipe.label}, for the table of interactions")
@@ -189,7 +189,8 @@ def _benchmark(search: Search, entries: Sequence[Entry]) -> _Measured:
         ([*base, *late], sorted(raced) if late else []),
     ]
     plans = [(who, loads) for who, loads in rounds if loads and entries]
-    room_s = run.left_s + (0 if search.quick else EXTRA * run.budget_s)
+    # The last thing of a search is the winner's table of guesses.
+    room_s = run.left_s - budget.table_s(search)
     for who, loads in plans:
         chosen, counts = _fitting(search, len(who), loads, room_s)
         if len(chosen) < len(loads):
@@ -197,9 +198,7 @@ def _benchmark(search: Search, entries: Sequence[Entry]) -> _Measured:
             run.remark(f"Presets were not measured at {left} streams: the budget has no room for it.")
         if not chosen:
             continue
-        over_s = max(0.0, _expected_s(search, counts) * len(who) - run.left_s)
-        more = f", about {over_s:.0f} s over the budget" if over_s >= 1 else ""
-        run.tell("presets", f"{len(who)} recipes at {', '.join(map(str, chosen))} streams{more}")
+        run.tell("presets", f"{len(who)} recipes at {', '.join(map(str, chosen))} streams")
         begun = time.monotonic()
         number = _round(search, who, _loads(search, counts), "presets")
         room_s -= time.monotonic() - begun
@@ -213,7 +212,7 @@ def _fitting(search: Search, entries: int, loads: Sequence[int], room_s: float) 
     for last in range(len(loads), 0, -1):
         for each in (2, 1):
             counts = {c: (2 + 2 * each if c == 1 else each * c) for c in loads[:last]}
-            if entries * _expected_s(search, counts) <= room_s:
+            if MARGIN * entries * _expected_s(search, counts) <= room_s:
                 return list(loads[:last]), counts
     return [], {}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import logging
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -23,9 +25,11 @@ from gateways import CHAT, Puppet, faked, refused, running
 
 from quicksilver import api
 from quicksilver.bench.load import run_load
+from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Burst, Endpoint
 from quicksilver.nouns.traffic import RecordedRequest
+from quicksilver.serve import gateway
 from quicksilver.serve import recording as module
 from quicksilver.serve.gateway import Gateway
 from quicksilver.serve.limits import Limits
@@ -106,6 +110,37 @@ def test_without_consent_there_is_no_word_of_any_prompt(folder: Path, tokenizer:
     assert (chat["api"], chat["max_tokens"], chat["model"]) == ("chat", 20, "tiny")
     assert (tools["tools"], schema["response_format"]) == (1, "json_schema")
     assert list(two)[:3] == ["record", "time", "arrival_s"]
+
+
+def test_the_log_metrics_and_the_record_count_from_the_same_moment(
+    folder: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "record.jsonl"
+    caplog.set_level(logging.INFO, "quicksilver.access")
+    render = gateway._render
+
+    async def slow(*arguments: Any, **settings: Any) -> str:
+        await asyncio.sleep(0.3)  # far more than an answer takes: whoever begins after it counts less
+        return await render(*arguments, **settings)
+
+    monkeypatch.setattr(gateway, "_render", slow)
+    with recorded(folder, tokenizer, path) as endpoint:
+        listen(endpoint, "/chat/completions", CHAT)
+        (line,) = written(path, 1)
+        until(lambda: len(caplog.records) >= 1)
+        status, text = request_json(endpoint.url.removesuffix("/v1") + "/metrics", api_key=None, timeout_s=30)
+    logged = caplog.records[0].args
+    assert isinstance(logged, dict)
+    assert line["ttft_ms"] >= 300
+    assert logged["ttft_ms"] == pytest.approx(line["ttft_ms"], abs=0.06)  # it is rounded to tenths
+    assert logged["duration_ms"] >= line["ttft_ms"]
+    assert status == 200
+    (counted,) = re.findall(r"^vllm:time_to_first_token_seconds_sum\S* (\S+)", str(text), re.MULTILINE)
+    assert 1000 * float(counted) == pytest.approx(line["ttft_ms"], abs=0.001)
 
 
 def test_a_record_without_prompts_is_a_workload_of_the_same_shapes(

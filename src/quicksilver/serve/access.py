@@ -25,6 +25,15 @@ PROBES = ("/health", "/ready", "/metrics")
 """Paths that are asked every few seconds, and not logged."""
 
 
+ARRIVED = "quicksilver.arrived_s"
+
+
+def arrived_s(scope: Scope) -> float:
+    """Return when a request's head had been read, by time.monotonic(): what the log, metrics and a record count from."""
+    moment: float = scope[ARRIVED]
+    return moment
+
+
 def notes(scope: Scope) -> dict[str, Any]:
     """Return what the log will say of a request; its handlers add to it."""
     said: dict[str, Any] = scope["state"]
@@ -38,7 +47,7 @@ class Access:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.monotonic()
+        scope[ARRIVED] = began = time.monotonic()
         given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
         number = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
         stamp = (b"x-request-id", number.encode())

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from quicksilver.engines.grammar_check import GrammarCheck
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Decoder, Request
-from quicksilver.serve.access import Access, notes
+from quicksilver.serve.access import Access, arrived_s, notes
 from quicksilver.serve.asgi import (
     Endpoint,
     Handler,
@@ -198,7 +198,6 @@ class Gateway:
         await send_json(send, 200, {"tokens": tokens, "count": len(tokens), "max_model_len": tokenizer.context})
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived_s = time.monotonic()
         tokenizer, _ = self._ready()
         asked = await self._read(ChatRequest, receive)
         self._check_model(asked.model)
@@ -213,10 +212,9 @@ class Gateway:
             top=asked.top_logprobs,
             grammar=await self._grammar(asked, tokenizer),
         )
-        await self._answer([(request, "")], asked, scope, receive, send, arrived_s=arrived_s)
+        await self._answer([(request, "")], asked, scope, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived_s = time.monotonic()
         tokenizer, _ = self._ready()
         asked = await self._read(CompletionRequest, receive)
         self._check_model(asked.model)
@@ -242,7 +240,7 @@ class Gateway:
             if asked.echo:
                 echo = text if isinstance(text, str) else tokenizer.decode(prompt, opens=True)
             requests.append((request, echo))
-        await self._answer(requests, asked, scope, receive, send, arrived_s=arrived_s)
+        await self._answer(requests, asked, scope, receive, send)
 
     async def _read(self, kind: type[W], receive: Receive) -> W:
         body = await read_body(receive, self._limits.client_timeout_s)
@@ -284,21 +282,20 @@ class Gateway:
         scope: Scope,
         receive: Receive,
         send: Send,
-        *,
-        arrived_s: float,
     ) -> None:
         """Decode n answers to each request (with what is echoed before it), and reply with all of them."""
         tokenizer, relay = self._ready()
+        arrived = arrived_s(scope)
         for request, _ in requests:
             _check_request(tokenizer, request)
         try:
             self._admission.check(len(requests) * asked.n, len(relay.running))
         except ApiError as error:
             self._metrics.rejected()
-            self._record(requests, asked, None, arrived_s, error)
+            self._record(requests, asked, None, arrived, error)
             raise
         bell = Bell()
-        choices = self._choices(requests, asked, tokenizer, bell)
+        choices = self._choices(requests, asked, tokenizer, bell, arrived)
         reply = Reply(self.model, asked, bell, choices)
         late = ApiError(
             503, f"The answer took longer than {self._limits.request_timeout_s:g} s.", code="request_timeout"
@@ -326,25 +323,25 @@ class Gateway:
             for answer in begun:
                 self._metrics.ended(answer)
                 if answer.finish is not None:
-                    self._admission.learn((answer.ended_s or time.monotonic()) - answer.asked_s)
-            self._record(requests, asked, reply, arrived_s, failed)
+                    self._admission.learn((answer.ended_s or time.monotonic()) - answer.arrived_s)
+            self._record(requests, asked, reply, arrived, failed)
 
     def _record(
         self,
         requests: Sequence[tuple[Request, str]],
         asked: ChatRequest | CompletionRequest,
         reply: Reply | None,
-        arrived_s: float,
+        arrived: float,
         failed: ApiError | None,
     ) -> None:
         """Note a request that is over in the record, if there is one; what was wrong with itself is no load."""
         if self._recorder is not None and (failed is None or failed.status >= 429):
             prompts = [request for request, _ in requests]
             code = failed.code if failed is not None else None
-            self._recorder.note(asked, prompts, reply, model=self.model, arrived_s=arrived_s, error=code)
+            self._recorder.note(asked, prompts, reply, model=self.model, arrived_s=arrived, error=code)
 
     def _choices(
-        self, requests: Sequence[tuple[Request, str]], asked: Sampling, tokenizer: Tokenizer, bell: Bell
+        self, requests: Sequence[tuple[Request, str]], asked: Sampling, tokenizer: Tokenizer, bell: Bell, arrived: float
     ) -> list[Choice]:
         chat = isinstance(asked, ChatRequest)
         keep = self._recorder is not None and self._recorder.recording.answers
@@ -354,7 +351,9 @@ class Gateway:
                 # A seed gives n answers that differ, and the first of them is that of n = 1.
                 seed = None if request.seed is None else request.seed + turn
                 one = dataclasses.replace(request, seed=seed) if turn else request
-                answer = Answer(tokenizer, one, bell, stops=asked.stop, opens=chat, stream=asked.stream)
+                answer = Answer(
+                    tokenizer, one, bell, arrived_s=arrived, stops=asked.stop, opens=chat, stream=asked.stream
+                )
                 tools = _tool_parser(asked)
                 index = len(choices)
                 choices.append(

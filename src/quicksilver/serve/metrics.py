@@ -56,9 +56,9 @@ class Metrics:
             self._ended.labels(self._model, answer.finish or "abort").inc()
         if answer.first_s is None or answer.ended_s is None:
             return
-        self._ttft.observe(answer.first_s - answer.asked_s)
+        self._ttft.observe(answer.first_s - answer.arrived_s)
         if answer.finish is not None:
-            self._e2e.observe(answer.ended_s - answer.asked_s)
+            self._e2e.observe(answer.ended_s - answer.arrived_s)
             if answer.completion_tokens > 1:
                 self._tpot.observe((answer.ended_s - answer.first_s) / (answer.completion_tokens - 1))
 

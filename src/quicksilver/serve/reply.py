@@ -118,7 +118,7 @@ class Reply:
 
     def facts(self) -> dict[str, Any]:
         """Return what the log says of the answers: how many tokens, how soon and why they ended, none of their text."""
-        first = [answer.first_s - answer.asked_s for answer in self.answers if answer.first_s is not None]
+        first = [answer.first_s - answer.arrived_s for answer in self.answers if answer.first_s is not None]
         failure = self.failure
         usage = self._usage(self._choices)
         return {

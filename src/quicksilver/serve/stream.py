@@ -68,7 +68,7 @@ class Answer:
         "_text",
         "_tokenizer",
         "accepted",
-        "asked_s",
+        "arrived_s",
         "completion_tokens",
         "drafted",
         "ended_s",
@@ -83,7 +83,15 @@ class Answer:
     )
 
     def __init__(
-        self, tokenizer: Tokenizer, request: Request, bell: Bell, *, stops: Sequence[str], opens: bool, stream: bool
+        self,
+        tokenizer: Tokenizer,
+        request: Request,
+        bell: Bell,
+        *,
+        arrived_s: float,
+        stops: Sequence[str],
+        opens: bool,
+        stream: bool,
     ) -> None:
         self.request = request
         self.completion_tokens = 0
@@ -91,7 +99,8 @@ class Answer:
         """Tokens that speculation guessed ahead, and those of them that were right."""
         self.finish: Finish | None = None
         self.error: ApiError | None = None
-        self.asked_s = time.monotonic()
+        self.arrived_s = arrived_s
+        """When the head of its HTTP request had been read."""
         self.first_s: float | None = None
         """When its first token came."""
         self.ended_s: float | None = None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quicksilver.bench.stats import (
     bootstrap_sums,
+    figures,
     interval,
     itl_ms,
     latency,
@@ -20,7 +21,7 @@ from quicksilver.bench.stats import (
     speed,
     tpot_ms,
 )
-from quicksilver.nouns import Latency, Sample, Speed
+from quicksilver.nouns import Arrivals, Latency, Sample, Speed
 
 durations = st.floats(min_value=0.001, max_value=1e6)
 
@@ -150,6 +151,16 @@ def test_rounds_give_the_median_and_the_spread() -> None:
     figure = found.tokens_per_s
     assert (figure.value, figure.low, figure.high) == pytest.approx((200, 100, 300))
     assert found.rounds == 3
+
+
+def test_answers_of_one_length_in_an_open_loop_have_no_interval() -> None:
+    load = Arrivals(kind="constant", rate_per_s=2)
+    same = [replace(sample(f"p{n}", n / 2, tokens=20), load=load.load_name) for n in range(12)]
+    figure = figures(same, load).tokens_per_s
+    assert (figure.low, figure.high) == (None, None)  # and not 40 to 40, as if that had been found out
+    longer = [replace(s, completion_tokens=s.completion_tokens + n % 5) for n, s in enumerate(same)]
+    figure = figures(longer, load).tokens_per_s
+    assert figure.low is not None and figure.high is not None and figure.low < figure.value < figure.high
 
 
 def test_warmup_and_other_concurrencies_are_left_out() -> None:

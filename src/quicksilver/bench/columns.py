@@ -233,7 +233,7 @@ def _share(share: float | None) -> Cell:
     return Cell() if share is None else Cell(f"{100 * share:.0f}")
 
 
-def _ranged(figure: Figure | None, form: Callable[[float], str] = "{:.2f}".format) -> Cell:
+def _ranged(figure: Figure | None, form: Callable[[float], str] = findings.percent) -> Cell:
     if figure is None:
         return Cell()
     return Cell(form(figure.value), findings.interval(figure, form), predicted=figure.source == "predicted")

@@ -53,7 +53,7 @@ class Loss:
 def perplexity_rise(sums: Floats) -> Floats:
     """Return the rise of perplexity, percent, for sums of log p - log p_as_is and of tokens."""
     rise: Floats = 100 * np.expm1(np.minimum(-sums[..., 0] / sums[..., 1], EXPONENT_LIMIT))
-    return rise
+    return rise + 0.0  # of a minus zero, a zero
 
 
 def relative_fall(sums: Floats) -> Floats:

@@ -29,18 +29,18 @@ class Table:
 
 
 def loads_table(found: Benchmark) -> Table:
-    """The figures of each load."""
+    """The figures of each load, and below them those of the steps of a ramp."""
     every = list(_columns(found, 0)) if found.speeds else []
-    rows = tuple(tuple(_columns(found, place).values()) for place in range(len(found.speeds)))
+    rows = tuple(tuple(_columns(found, place).values()) for place in range(len(found.speeds) + len(found.steps)))
     # What no load has a figure for needs no column.
     kept = [n for n in range(len(every)) if n == 0 or any(row[n] for row in rows)]
     return Table(tuple(every[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in rows))
 
 
 def _columns(found: Benchmark, place: int) -> dict[str, str]:
-    speed = found.speeds[place]
+    speed = (*found.speeds, *found.steps)[place]
     cost: Cost | None = found.costs[place] if place < len(found.costs) else None
-    met: Goodput | None = found.goodputs[place] if found.goodputs else None
+    met: Goodput | None = found.goodputs[place] if place < len(found.goodputs) else None
     return {
         "load": load_words(speed),
         "requests": f"{speed.requests:,}",

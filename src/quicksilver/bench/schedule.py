@@ -54,6 +54,19 @@ def streams_at(arrivals: Arrivals, count: int) -> list[int]:
     return [levels[min(index * arrivals.steps // count, arrivals.steps - 1)] for index in range(count)]
 
 
+def rise_s(arrivals: Arrivals, count: int) -> float:
+    """Return the time in which a rate that rises brings `count` requests, seconds."""
+    low = arrivals.rate_per_s or 0.0
+    return 2 * max(1, count - 1) / (low + (arrivals.rate_to_per_s or low))
+
+
+def rates_of(arrivals: Arrivals) -> list[float]:
+    """Return the rates of a rise in steps, requests a second."""
+    low, steps = arrivals.rate_per_s or 0.0, arrivals.steps or 1
+    high = arrivals.rate_to_per_s or low
+    return [low + (high - low) * step / max(1, steps - 1) for step in range(steps)]
+
+
 def in_order(arrivals: Arrivals, prompts: Sequence[Prompt]) -> tuple[Arrivals, list[Prompt]]:
     """Return a load with the moments of its trace, and the prompts in the order in which they are sent.
 
@@ -173,18 +186,17 @@ def _when(arrivals: Arrivals, events: float, count: int) -> float:
     high = arrivals.rate_to_per_s
     if high is None:
         return events / low
-    rise_s = 2 * max(1, count - 1) / (low + high)
+    whole_s = rise_s(arrivals, count)
     if arrivals.steps is None:
         # The rate is low + slope t: the positive root of slope t^2 / 2 + low t - events, in a form that doesn't cancel.
-        slope = (high - low) / rise_s
-        reached = (low + high) / 2 * rise_s
+        slope = (high - low) / whole_s
+        reached = (low + high) / 2 * whole_s
         if events > reached:
-            return rise_s + (events - reached) / high
+            return whole_s + (events - reached) / high
         return 2 * events / (low + math.sqrt(low * low + 2 * slope * events))
-    step_s = rise_s / arrivals.steps
+    step_s = whole_s / arrivals.steps
     at = 0.0
-    for step in range(arrivals.steps):
-        rate = low + (high - low) * step / (arrivals.steps - 1)
+    for step, rate in enumerate(rates_of(arrivals)):
         if events <= rate * step_s or step == arrivals.steps - 1:
             return at + events / rate
         events -= rate * step_s

@@ -56,8 +56,8 @@ def figures(samples: Sequence[Sample], arrivals: Arrivals, *, steady_only: bool 
     tokens/s of a round: output tokens of its answers over the time from its first request to its last end, failed ones
     included. `tokens_per_s` is the median of the rounds and its interval their minimum and maximum; with one round it
     is a 95 % bootstrap over its requests, whose spread is taken from tokens over busy time (in a closed loop tokens/s is
-    concurrency times that; in an open one from tokens alone, since requests come when they come); with one request there
-    is none. Latencies are taken over requests that succeeded, TTFT and end to end from the scheduled moment. If all failed,
+    concurrency times that; in an open one from tokens alone, since requests come when they come). With one request there
+    is none, nor in an open loop if all answers have the same length: tokens/s is then what was asked for. Latencies are taken over requests that succeeded, TTFT and end to end from the scheduled moment. If all failed,
     `errors` equals `requests`, tokens/s is 0 and each Latency has a count of 0.
 
     With `steady_only` the requests of each round before its steady state are left out, where it
@@ -227,6 +227,8 @@ def _spread(rates: Sequence[_Rate], rounds: Sequence[Sequence[Sample]], *, busy:
         return Figure(value=value, unit="tokens/s")
     if not busy:
         work = [(tokens, 1.0) for tokens, _ in work]
+        if len(set(work)) == 1:
+            return Figure(value=value, unit="tokens/s")
     total, time_s = np.sum(work, axis=0)
     return ratio_figure(work, unit="tokens/s", scale=float(value / (total / time_s)))
 

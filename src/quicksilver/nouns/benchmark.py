@@ -29,6 +29,7 @@ class Benchmark(Noun):
     hardware: Hardware = Field(description="the machine that the load client ran on")
     tools: dict[str, str] = Field(default_factory=dict, description="versions of what measured, and of the engine")
     speeds: tuple[Speed, ...] = ()
+    steps: tuple[Speed, ...] = Field((), description="by step, where a load is a ramp in steps")
     costs: tuple[Cost | None, ...] = Field((), description="one for each speed; None where no token came")
     cold_start_s: float | None = Field(
         None, description="from process start to the first token; None for a server that somebody else started"

@@ -52,8 +52,8 @@ def benchmark(
     steps), of streams or of a rate; `trace` a file of moments (seconds, one a line), without which a trace takes the prompts'
     own. Each prompt is sent once in all, the first to warm up, unless `repeat_prompts` is set; with `steady_only` what comes
     before a load's steady state isn't counted. With an `slo`, such as `ttft_p95<500ms,errors<0.1%`, and no load, the highest
-    load up to `most_streams` that meets it is looked for (with arrivals "poisson", the highest rate); with a load goodput is
-    counted under it. Raises QuicksilverError.
+    load up to `most_streams` that meets it is looked for (with arrivals "poisson", the highest rate), and the same call goes on
+    with a search that was killed or whose server died; with a load goodput is counted under it. Raises QuicksilverError.
     """
     from quicksilver.bench import measure
     from quicksilver.bench.highest import find_highest
@@ -90,9 +90,10 @@ def benchmark(
         # What can't be is said before a server is started.
         measure.plan(load, given or (), rounds, repeat=repeat_prompts)
     tell = progress or silent
-    file = (
-        out or Path("runs") / "bench"
-    ) / f"samples-{content_hash([load.hash, *(each.hash for each in given or ())])}.jsonl"
+    # Another search has other looks: it doesn't go on from those of this one.
+    looked_for = [target, model, str(wanted), searching_rates, most_streams, repeat_prompts] if searching else []
+    key = content_hash([load.hash, *(each.hash for each in given or ()), *looked_for])
+    file = (out or Path("runs") / "bench") / f"samples-{key}.jsonl"
     words: dict[str, object] = {
         "streams": streams,
         "rate": rate,

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
-from quicksilver import __version__
 from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.load import run_load
-from quicksilver.bench.measure import WARM_UP_TOKENS
-from quicksilver.bench.price import cost
+from quicksilver.bench.looks import KeptLooks
+from quicksilver.bench.measure import WARM_UP_TOKENS, describe
 from quicksilver.bench.slo import requests_needed
 from quicksilver.bench.slo_search import Loads, amount, search, streams
 from quicksilver.bench.steady import keeps_up
 from quicksilver.engines.process import cold_start_s
 from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError, EngineError
-from quicksilver.hardware import detect
+from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.hardware import Price
@@ -61,6 +57,10 @@ class Feed:
         found = [self.prompts[(self.taken + n) % len(self.prompts)] for n in range(count)]
         self.taken += count
         return found
+
+    def skip(self, count: int) -> None:
+        """Leave out the next `count`, as far as there are so many."""
+        self.taken = min(self.taken + count, max(self.taken, len(self.prompts)))
 
 
 @dataclass(slots=True)
@@ -106,81 +106,124 @@ def find_highest(
 ) -> Benchmark:
     """Return the figures of each load that was tried, and in `search` the highest that surely meets the Slo.
 
-    `loads` are those that may be tried: up to 256 streams if not given. The raw Samples are written to the file `samples`, which
-    is begun anew; a round is one look at one load. A server that stops answering, or too few prompts, end the search with what
-    is known by then. Raises BadInputError, and EngineError if nothing could be measured.
+    `loads` are those that may be tried: up to 256 streams if not given. The raw Samples are written to the file `samples`; a round is
+    one look at one load. A server that stops answering, or too few prompts, end the search with what is known by then. A search
+    that was killed, or ended by its server, goes on when it is called again for the same file: looks that were finished are
+    taken as they were. Any other begins the file anew. Raises BadInputError, and EngineError if nothing could be measured.
     """
     loads = loads or streams()
     warm, *every = [*workload.calibration, *workload.search, *workload.evaluation]
     feed, clock = Feed(every or [warm], repeat_prompts), Clock(on_progress)
-    notes: list[str] = []
-    reports: list[ClientReport] = []
     samples = samples.absolute()
     started_s = cold_start_s(endpoint)
-    samples.parent.mkdir(parents=True, exist_ok=True)
-    samples.unlink(missing_ok=True)
-
-    def measure(load: float, requests: int, number: int) -> Sequence[Sample]:
-        where = amount(load, loads.unit)
-        prompts = feed.take(requests, f"A look at {where}")
-        clock.start(where, requests)
-        found = run_load(
-            endpoint,
-            prompts,
-            arrivals=loads.arrivals(load),
-            max_tokens=workload.max_tokens,
-            out=samples,
-            round=number,
-            on_note=notes.append,
-            on_progress=clock.tick,
-            on_report=reports.append,
-        )
-        _check_alive(endpoint, found, where)
-        if loads.unit != "streams" and reports[-1].saturated:
-            raise EngineError(
-                f"The load client was saturated at {where}, so nothing is known of it: {reports[-1].saturated}."
-            )
-        if loads.unit != "streams" and keeps_up(found) is False:
-            notes.append(f"The server doesn't keep up at {where}: latencies there grow with the length of the look.")
-        return found
-
+    asked = [target or endpoint.url, endpoint.model, workload.hash, str(slo), repr(loads), repeat_prompts]
+    kept = KeptLooks(samples, content_hash(asked))
+    kept.open()
+    looks = _Looks(endpoint, workload.max_tokens, loads, feed, clock, kept)
+    if kept.finished:
+        looks.notes.append(f"The search went on from {len(kept.finished)} looks that an earlier process had finished.")
     run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)
-    found = search(measure, slo, loads, on_attempt=clock.over)
+    found = search(looks.measure, slo, loads, on_attempt=clock.over)
+    if not looks.died:
+        kept.close()
+    notes = looks.notes
     if repeat_prompts and feed.taken > len(feed.prompts):
         notes.append(
             f"{len(feed.prompts)} prompts were sent {feed.taken / len(feed.prompts):.1f} times each: a prefix cache flatters these figures."
         )
     speeds = tuple(attempt.speed for attempt in found.attempts)
-    return Benchmark(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
-        target=target or endpoint.url,
-        model=endpoint.model,
-        workload=workload.name,
-        settings={
-            "workload_hash": workload.hash,
+    described = describe(
+        endpoint,
+        workload,
+        speeds,
+        {
             "loads": [attempt.load for attempt in found.attempts],
             "load_unit": loads.unit,
             "most": loads.most,
             "requests_judged_at_each": requests_needed(slo),
             "prompts": len(feed.prompts),
             "repeat_prompts": repeat_prompts,
-            "max_tokens": workload.max_tokens,
-            "temperature": 0,
-            "seed": workload.seed,
-            "price": price.model_dump(mode="json"),
         },
-        hardware=detect(),
-        tools={"quicksilver": __version__, "python": platform.python_version(), "aiohttp": version("aiohttp"), **tools},
-        speeds=speeds,
-        costs=tuple(cost(s, price) for s in speeds),
-        cold_start_s=started_s,
+        price=price,
         samples=samples,
-        slo=slo,
-        goodputs=tuple(attempt.goodput for attempt in found.attempts),
-        search=found,
-        notes=tuple(dict.fromkeys(notes)),
+        target=target,
+        command=command,
+        tools=tools,
+        notes=notes,
     )
+    return described.model_copy(
+        update={
+            "cold_start_s": started_s,
+            "slo": slo,
+            "goodputs": tuple(attempt.goodput for attempt in found.attempts),
+            "search": found,
+        }
+    )
+
+
+@dataclass(slots=True)
+class _Looks:
+    """Looks at loads, each with prompts of its own; those that an earlier process has finished are taken as they were."""
+
+    endpoint: Endpoint
+    max_tokens: int
+    loads: Loads
+    feed: Feed
+    clock: Clock
+    kept: KeptLooks
+    notes: list[str] = field(default_factory=list)
+    died: bool = False
+    """Whether the server, or the load client, ended the search: it can go on later."""
+
+    def measure(self, load: float, requests: int, number: int) -> Sequence[Sample]:
+        """Return what a load showed. Raises TooFewPromptsError, and EngineError if it showed nothing."""
+        where = amount(load, self.loads.unit)
+        again = self.kept.again(number, load, requests)
+        if again is None and self.endpoint.begun is None:
+            # Somebody else's server has seen some of the prompts of a look that was broken off, and may keep their prefixes.
+            self.feed.skip(self.kept.broken_off)
+            self.kept.broken_off = 0
+        prompts = self.feed.take(requests, f"A look at {where}")
+        self.clock.start(where, requests)
+        if again is not None:
+            self.notes += self.kept.finished[number]["notes"]
+            self.clock.begun -= max(s.end for s in again) - min(s.sent for s in again)
+            return again
+        self.kept.begin(number, load, requests)
+        said: list[str] = []
+        try:
+            found = self._put(load, prompts, number, said)
+        except EngineError:
+            self.died = True
+            raise
+        finally:
+            self.notes += said
+        self.kept.over(number, load, requests, said)
+        return found
+
+    def _put(self, load: float, prompts: Sequence[Prompt], number: int, said: list[str]) -> Sequence[Sample]:
+        """Put a load on the endpoint; what has to be known of it is added to `said`."""
+        where, opened = amount(load, self.loads.unit), self.loads.unit != "streams"
+        reports: list[ClientReport] = []
+        found = run_load(
+            self.endpoint,
+            prompts,
+            arrivals=self.loads.arrivals(load),
+            max_tokens=self.max_tokens,
+            out=self.kept.samples,
+            round=number,
+            on_note=said.append,
+            on_progress=self.clock.tick,
+            on_report=reports.append,
+        )
+        _check_alive(self.endpoint, found, where)
+        if opened and reports[-1].saturated:
+            raise EngineError(
+                f"The load client was saturated at {where}, so nothing is known of it: {reports[-1].saturated}."
+            )
+        if opened and keeps_up(found) is False:
+            said.append(f"The server doesn't keep up at {where}: latencies there grow with the length of the look.")
+        return found
 
 
 def _check_alive(endpoint: Endpoint, samples: Sequence[Sample], where: str) -> None:

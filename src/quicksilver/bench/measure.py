@@ -14,6 +14,7 @@ from quicksilver import __version__
 from quicksilver.bench.doubts import ClientReport, place, worst
 from quicksilver.bench.load import run_load
 from quicksilver.bench.price import cost
+from quicksilver.bench.ramp import steps
 from quicksilver.bench.schedule import in_order
 from quicksilver.bench.slo import goodput
 from quicksilver.bench.stats import figures, of_load
@@ -100,6 +101,49 @@ def measure(
         )
         notes += _remarks(found, load, of_load(seen, load), counted=not steady_only)
         speeds.append(found)
+    described = describe(
+        endpoint,
+        workload,
+        speeds,
+        {
+            "arrivals": [_described(load) for load in loads],
+            "prompts": len({prompt.id for _, _, batch in batches for prompt in batch}),
+            "warm_up_prompts": 1,
+            "rounds": rounds,
+            "repeat_prompts": repeat_prompts,
+            "steady_only": steady_only,
+        },
+        price=price,
+        samples=samples,
+        target=target,
+        command=command,
+        tools=tools,
+        notes=notes,
+    )
+    return described.model_copy(
+        update={
+            "steps": tuple(step for load in loads for step in steps(seen, load)),
+            "cold_start_s": started_s,
+            "slo": slo,
+            "goodputs": () if slo is None else tuple(goodput(of_load(seen, load), slo) for load in loads),
+        }
+    )
+
+
+def describe(
+    endpoint: Endpoint,
+    workload: Workload,
+    speeds: Sequence[Speed],
+    settings: Mapping[str, Any],
+    *,
+    price: Price,
+    samples: Path,
+    target: str,
+    command: str,
+    tools: Mapping[str, str],
+    notes: Sequence[str],
+) -> Benchmark:
+    """Return the document of some speeds, with all that they were measured with; `settings` are those of the load."""
     return Benchmark(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
@@ -108,12 +152,7 @@ def measure(
         workload=workload.name,
         settings={
             "workload_hash": workload.hash,
-            "arrivals": [_described(load) for load in loads],
-            "prompts": len({prompt.id for _, _, batch in batches for prompt in batch}),
-            "warm_up_prompts": 1,
-            "rounds": rounds,
-            "repeat_prompts": repeat_prompts,
-            "steady_only": steady_only,
+            **settings,
             "max_tokens": workload.max_tokens,
             "temperature": 0,
             "seed": workload.seed,
@@ -123,10 +162,7 @@ def measure(
         tools={"quicksilver": __version__, "python": platform.python_version(), "aiohttp": version("aiohttp"), **tools},
         speeds=tuple(speeds),
         costs=tuple(cost(s, price) for s in speeds),
-        cold_start_s=started_s,
         samples=samples,
-        slo=slo,
-        goodputs=() if slo is None else tuple(goodput(of_load(seen, load), slo) for load in loads),
         notes=tuple(dict.fromkeys(notes)),
     )
 

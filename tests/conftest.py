@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from quicksilver import api
 from quicksilver.environments import MARKER
+from quicksilver.nouns import Recipe
 from quicksilver.sources.home import HOME_VARIABLE, home
 from quicksilver.sources.text import Tokenizer
 from quicksilver.testing.tiny import make_tiny_model
@@ -63,3 +65,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(folder: Path) -> Tokenizer:
     """The tiny model's tokenizer."""
     return Tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def fake_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as it comes, for the fake engine: only to be read."""
+    folder = tmp_path_factory.mktemp("fake")
+    recipe = Recipe(str(make_tiny_model(folder / "tiny")), engine="fake")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder / "home"))
+        return api.build(recipe).path

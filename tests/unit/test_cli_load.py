@@ -8,26 +8,11 @@ from typing import Any
 
 import pytest
 
-from quicksilver import api
 from quicksilver.cli import run
 from quicksilver.nouns import Benchmark
 from quicksilver.sources.home import HOME_VARIABLE
-from quicksilver.testing.tiny import make_tiny_model
 
 SUPPORT = str(Path(__file__).parents[2] / "examples" / "workloads" / "support.jsonl")
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("load")
-    tiny = make_tiny_model(folder / "tiny", "llama")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(f'model = "{tiny}"\nengine = "fake"\ntechniques = []\n', encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(folder / "home"))
-        from quicksilver.recipes import load_recipe
-
-        return api.build(load_recipe(recipe)).path
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +21,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def bench(artifact: Path, capsys: pytest.CaptureFixture[str], *args: str) -> Benchmark:
-    assert run(["bench", str(artifact), "--workload", SUPPORT, *args, "--json"]) == 0
+def bench(fake_artifact: Path, capsys: pytest.CaptureFixture[str], *args: str) -> Benchmark:
+    assert run(["bench", str(fake_artifact), "--workload", SUPPORT, *args, "--json"]) == 0
     return Benchmark.model_validate_json(capsys.readouterr().out)
 
 
-def test_an_open_loop_from_the_command_line(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench(artifact, capsys, "--rate", "20,40", "--seed", "3")
+def test_an_open_loop_from_the_command_line(fake_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench(fake_artifact, capsys, "--rate", "20,40", "--seed", "3")
     assert [(s.load, s.arrivals, s.rate_per_s, s.errors) for s in found.speeds] == [
         ("20/s", "poisson", 20.0, 0),
         ("40/s", "poisson", 40.0, 0),
@@ -53,20 +38,21 @@ def test_an_open_loop_from_the_command_line(artifact: Path, capsys: pytest.Captu
 
 
 def test_a_trace_and_a_ramp_from_the_command_line(
-    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake_artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("moments.txt").write_text("0\n0.1\n0.15\n0.4\n", encoding="utf-8")
-    found = bench(artifact, capsys, "--trace", "moments.txt")
+    found = bench(fake_artifact, capsys, "--trace", "moments.txt")
     assert (found.speeds[0].load, found.speeds[0].requests) == ("trace", 4)
     assert found.settings["arrivals"][0]["moments"] == 4
     capsys.readouterr()
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert run(["bench", str(artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
+    assert run(["bench", str(fake_artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
     wide = capsys.readouterr().out
     assert "1 to 3 streams" in wide
+    assert all(f"at {n} stream" in wide for n in (1, 2, 3))
     assert "blended" in wide
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(["bench", str(artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
+    assert run(["bench", str(fake_artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
     table = capsys.readouterr().out.splitlines()[1:3]
     assert "1 to 3 streams" in table[1]  # on one line
     assert "TTFT p50/p99 ms" in table[0]

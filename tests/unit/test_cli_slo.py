@@ -14,22 +14,8 @@ from quicksilver.cli import run
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Benchmark, Slo
 from quicksilver.sources.home import HOME_VARIABLE
-from quicksilver.testing.tiny import make_tiny_model
 
 SUPPORT = str(Path(__file__).parents[2] / "examples" / "workloads" / "support.jsonl")
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slo")
-    tiny = make_tiny_model(folder / "tiny", "llama")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(f'model = "{tiny}"\nengine = "fake"\ntechniques = []\n', encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(folder / "home"))
-        from quicksilver.recipes import load_recipe
-
-        return api.build(load_recipe(recipe)).path
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +24,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_highest_load_is_found_and_exported(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_highest_load_is_found_and_exported(fake_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A median of less than a minute: six requests judge it, and no machine is too slow for it.
     base = [
         "bench",
-        str(artifact),
+        str(fake_artifact),
         "--workload",
         SUPPORT,
         "--repeat-prompts",
@@ -74,14 +60,16 @@ def test_the_highest_load_is_found_and_exported(artifact: Path, capsys: pytest.C
     assert "It is the most that was tried." in out
 
 
-def test_a_load_that_nothing_meets_ends_with_1(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", str(artifact), "--workload", SUPPORT, "--repeat-prompts", "--slo", "ttft_p50<0.001ms"]) == 1
+def test_a_load_that_nothing_meets_ends_with_1(fake_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(["bench", str(fake_artifact), "--workload", SUPPORT, "--repeat-prompts", "--slo", "ttft_p50<0.001ms"]) == 1
+    )
     out, _ = capsys.readouterr()
     assert "Not even 1 stream meets ttft_p50<0.001ms: ttft_p50 binds" in out
 
 
-def test_with_streams_goodput_is_counted(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["bench", str(artifact), "--workload", SUPPORT, "--streams", "1,2", "--slo", "ttft_p95<60s"]
+def test_with_streams_goodput_is_counted(fake_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["bench", str(fake_artifact), "--workload", SUPPORT, "--streams", "1,2", "--slo", "ttft_p95<60s"]
     assert run([*base, "--json"]) == 0
     found = Benchmark.model_validate_json(capsys.readouterr().out)
     assert found.search is None

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from quicksilver.bench import charts, columns, findings, report, tradeoffs
+from quicksilver.bench import charts, columns, findings, pages, report, tradeoffs
 from quicksilver.errors import BadInputError, NotEnoughError
 from quicksilver.nouns import Candidate, Figure, Latency, Result
 
@@ -354,7 +354,7 @@ def test_series_of_forty_recipes_share_a_look_beyond_eight() -> None:
 
 
 def test_page_without_the_chart_libraries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "vl_convert" else object())
+    monkeypatch.setattr(pages, "find_spec", lambda name: None if name == "vl_convert" else object())
     bare = report.html(variants.golden())
     assert "The charts are missing: vl_convert was not installed" in bare
     assert "script" not in Tags(bare).tags

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from quicksilver.bench import load_charts
+from quicksilver.bench import load_charts, pages
 from quicksilver.bench.findings import Card, dollars, interval, number
 from quicksilver.bench.load_table import MEANINGS, attempts_table, facts, load_words, loads_table, share
-from quicksilver.bench.report import bound, breaks, date
+from quicksilver.bench.report import date
 from quicksilver.bench.slo_search import amount
-from quicksilver.errors import QuicksilverError
 from quicksilver.nouns.benchmark import Benchmark
 from quicksilver.nouns.sample import Sample
 
@@ -19,30 +17,22 @@ TEMPLATE = "benchmark.html.jinja"
 
 def html(found: Benchmark, samples: Sequence[Sample]) -> str:
     """Write the page; with drawings if altair and vl-convert are there. Raises QuicksilverError without jinja2."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise QuicksilverError("A page needs jinja2: pip install 'quicksilver[optimize]'.") from error
-    missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("quicksilver.bench"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"bound": bound, "breaks": breaks}
-    return environment.get_template(TEMPLATE).render(
-        found=found,
-        headline=headline(found),
-        cards=cards(found),
-        loads=loads_table(found),
-        attempts=attempts_table(found.search) if found.search is not None else None,
-        charts=[] if missing else load_charts.draw(found, samples),
-        charts_missing=missing,
-        facts=facts(found),
-        meanings=MEANINGS,
-        created=date(found.created),
+    missing = pages.charts_missing()
+    return (
+        pages.environment()
+        .get_template(TEMPLATE)
+        .render(
+            found=found,
+            headline=headline(found),
+            cards=cards(found),
+            loads=loads_table(found),
+            attempts=attempts_table(found.search) if found.search is not None else None,
+            charts=[] if missing else load_charts.draw(found, samples),
+            charts_missing=missing,
+            facts=facts(found),
+            meanings=MEANINGS,
+            created=date(found.created),
+        )
     )
 
 

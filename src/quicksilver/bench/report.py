@@ -12,22 +12,20 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from quicksilver.bench import certified, findings, tradeoffs
+from quicksilver.bench import certified, findings, pages, tradeoffs
 from quicksilver.bench import columns as table_columns
 from quicksilver.bench.columns import Cell, Column, Row
 from quicksilver.bench.findings import plain
-from quicksilver.errors import BadInputError, NotEnoughError, QuicksilverError
+from quicksilver.errors import BadInputError, NotEnoughError
 from quicksilver.nouns.certificate import CERTIFICATE_VERSION, Certificate
 from quicksilver.nouns.result import RESULT_VERSION, Result
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -257,22 +255,11 @@ def notebook_html(result: Result, certificate: Certificate | None = None) -> str
 
 def html(result: Result, certificate: Certificate | None = None) -> str:
     """Write the report as one page that asks for nothing from outside; charts if altair and vl-convert are there."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise QuicksilverError("A report needs jinja2: pip install 'quicksilver[optimize]'.") from error
     from quicksilver.bench import charts, tradeoff_charts
 
-    missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
+    environment = pages.environment()
+    missing = pages.charts_missing()
     drawn = [*charts.draw(result), *tradeoff_charts.draw(result)] if not missing else []
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("quicksilver.bench"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"bound": bound, "breaks": breaks}
     script = charts.script(environment.get_template("report.js").render()) if drawn else ""
     best = findings.winner(result)
     columns = table_columns.columns(result, findings.concurrencies(result))
@@ -301,18 +288,6 @@ def html(result: Result, certificate: Certificate | None = None) -> str:
         # The page may run this one script and load nothing: the browser holds it to that, whatever a label says.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def bound(text: str) -> str:
-    """Keep a number and its unit on one line."""
-    return re.sub(r"(?<=\d) (?=(%|ms|MB|GB|s|streams?)\b|%)", "\N{NO-BREAK SPACE}", text)
-
-
-def breaks(label: str) -> Markup:
-    """Escape a label, and let a line break after an opening bracket or a comma."""
-    from markupsafe import Markup, escape
-
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[(,])", label))
 
 
 def date(created: str) -> str:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quicksilver.cli.frame import Rates, Streams, called, emit, interruptible, json_option, note, price_options, table
+from quicksilver.cli.frame import (
+    Rates,
+    Streams,
+    called,
+    emit,
+    interruptible,
+    json_option,
+    note,
+    price_options,
+    table,
+    workload_option,
+)
 from quicksilver.cli.progress import watched
 from quicksilver.errors import EngineError
 
@@ -23,13 +34,7 @@ DISPENSABLE = ("blended", "tokens in+out", "guesses right", "TPOT p50/p99 ms", "
 
 @click.command(short_help="Measure a server, an artefact or a run under a workload.")
 @click.argument("target")
-@click.option(
-    "--workload",
-    default="hotpotqa",
-    show_default=True,
-    metavar="SPEC",
-    help="A built-in workload, synthetic:622x250, a JSON Lines file of yours, or what a server recorded.",
-)
+@workload_option
 @click.option(
     "--streams",
     type=Streams(),
@@ -132,12 +137,15 @@ def bench(
     from quicksilver.bench import export
     from quicksilver.bench.load import read_samples
     from quicksilver.bench.load_table import attempts_table, load_words, share
+    from quicksilver.bench.looks import file_of
 
     forms = [export.format_of(path, form) for path in exports]
     one = ramp or trace or arrivals == "trace" or (slo and not streams and not rate)
     for path, kind in zip(exports, forms, strict=True):
         export.check(path, kind, 1 if one else len(streams or rate or (1, 8)))
-    with interruptible("nothing is left running; the same command measures again."), watched() as progress:
+    searching = slo and not (streams or rate or ramp or trace)
+    go_on = "goes on from here: loads that were looked at are kept" if searching else "measures again"
+    with interruptible(f"nothing is left running; the same command {go_on}."), watched() as progress:
         found = api.benchmark(
             target,
             workload,
@@ -190,7 +198,8 @@ def bench(
             export.write(found, samples, path, kind)
     emit(found.to_json(), show)
     if found.search is not None and found.search.ended:
-        note(f"error: {found.search.ended} What was measured is kept.")
+        goes_on = ", and the same command goes on from there" if file_of(found.samples).is_file() else ""
+        note(f"error: {found.search.ended} What was measured is kept{goes_on}.")
         context.exit(EngineError.exit_code)
     if found.search is not None and found.search.best is None:
         context.exit(1)
@@ -198,19 +207,21 @@ def bench(
 
 def _figures(found: Benchmark, width: int) -> Any:
     """One row for each load; a column that says nothing of any load is left out, and so are the last that don't fit."""
-    closed = all(not speed.load for speed in found.speeds)
+    speeds = (*found.speeds, *found.steps)
+    closed = all(not speed.load for speed in speeds)
+    costs = (*found.costs, *(None for _ in found.steps))
     columns = {
-        "streams" if closed else "load": [_load(speed) for speed in found.speeds],
-        "requests": [_requests(speed) for speed in found.speeds],
-        "tokens/s": [_rate(speed.tokens_per_s, speed.rounds) for speed in found.speeds],
-        "req/s": [f"{speed.requests_per_s:.2f}" for speed in found.speeds],
-        "TTFT p50/p99 ms": [_latency(speed.ttft_ms) for speed in found.speeds],
-        "ITL p50/p99 ms": [_latency(speed.itl_ms) for speed in found.speeds],
-        "TPOT p50/p99 ms": [_latency(speed.tpot_ms) for speed in found.speeds],
-        "guesses right": [f"{s.acceptance.share.value:.0%}" if s.acceptance else "" for s in found.speeds],
-        "tokens in+out": [f"{s.prompt_tokens_p50:.0f}+{s.completion_tokens_p50:.0f}" for s in found.speeds],
-        "$/1M": [f"{cost.measured:.4f}" if cost else "" for cost in found.costs],
-        "blended": [f"{cost.blended:.4f}" if cost and cost.blended is not None else "" for cost in found.costs],
+        "streams" if closed else "load": [_load(speed) for speed in speeds],
+        "requests": [_requests(speed) for speed in speeds],
+        "tokens/s": [_rate(speed.tokens_per_s, speed.rounds) for speed in speeds],
+        "req/s": [f"{speed.requests_per_s:.2f}" for speed in speeds],
+        "TTFT p50/p99 ms": [_latency(speed.ttft_ms) for speed in speeds],
+        "ITL p50/p99 ms": [_latency(speed.itl_ms) for speed in speeds],
+        "TPOT p50/p99 ms": [_latency(speed.tpot_ms) for speed in speeds],
+        "guesses right": [f"{s.acceptance.share.value:.0%}" if s.acceptance else "" for s in speeds],
+        "tokens in+out": [f"{s.prompt_tokens_p50:.0f}+{s.completion_tokens_p50:.0f}" for s in speeds],
+        "$/1M": [f"{cost.measured:.4f}" if cost else "" for cost in costs],
+        "blended": [f"{cost.blended:.4f}" if cost and cost.blended is not None else "" for cost in costs],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     for head in DISPENSABLE:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quicksilver.cli.frame import Number, called, emit, interruptible, json_option, quality_options, table
+from quicksilver.cli.frame import called, emit, interruptible, json_option, quality_options, table, workload_option
 from quicksilver.cli.progress import watched
 
 if TYPE_CHECKING:
@@ -23,28 +23,8 @@ STYLES = {"passes": "bold green", "fails": "bold red", "undecided": "bold yellow
 @click.command(short_help="Hold one server's quality against another's.")
 @click.argument("as_is", metavar="AS_IS")
 @click.argument("candidate", metavar="CANDIDATE")
-@click.option(
-    "--workload",
-    default="hotpotqa",
-    show_default=True,
-    metavar="SPEC",
-    help="A built-in workload, synthetic:622x250, or a JSON Lines file of yours.",
-)
+@workload_option
 @click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload.")
-@click.option(
-    "--max-quality-loss",
-    type=Number(min=0),
-    default=1.0,
-    show_default=True,
-    metavar="PERCENT",
-    help="Limit of the rise of perplexity.",
-)
-@click.option(
-    "--max-task-loss",
-    type=Number(min=0),
-    metavar="PERCENT",
-    help="Limit of the fall of the task's score, to be proved; without it only a loss that is shown to be over 10 % counts.",
-)
 @quality_options
 @click.option(
     "--streams", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="Answers at once."

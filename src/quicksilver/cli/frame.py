@@ -234,6 +234,18 @@ class Rates(click.ParamType[tuple[float, ...]]):
         return tuple(sorted({float(part) for part in parts}))
 
 
+def workload_option(command: Command) -> Command:
+    """Add the option that says which prompts are used."""
+    option = click.option(
+        "--workload",
+        default="hotpotqa",
+        show_default=True,
+        metavar="SPEC",
+        help="A built-in workload, synthetic:622x250, a JSON Lines file of yours, or what a server recorded.",
+    )
+    return option(command)
+
+
 def price_options(command: Command) -> Command:
     """Add the options that say what an hour of the machine costs."""
     for option in reversed(
@@ -269,9 +281,24 @@ def price_options(command: Command) -> Command:
 
 
 def quality_options(command: Command) -> Command:
-    """Add the options that say how answers are scored."""
+    """Add the options that say what the gate allows, and how answers are scored."""
     for option in reversed(
         (
+            click.option(
+                "--max-quality-loss",
+                type=Number(min=0),
+                default=1.0,
+                show_default=True,
+                metavar="PERCENT",
+                help="Limit of the rise of perplexity; what isn't proved to keep it hasn't passed.",
+            ),
+            click.option(
+                "--max-task-loss",
+                type=Number(min=0),
+                metavar="PERCENT",
+                help="Limit of the fall of the task's score, to be proved, too; without it only a task that is shown to be "
+                "broken (over 10 %) counts.",
+            ),
             click.option(
                 "--metric",
                 metavar="SPEC",

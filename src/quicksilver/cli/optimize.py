@@ -19,6 +19,7 @@ from quicksilver.cli.frame import (
     json_option,
     price_options,
     quality_options,
+    workload_option,
 )
 from quicksilver.cli.progress import watched
 
@@ -28,33 +29,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--workload",
-    default="hotpotqa",
-    show_default=True,
-    metavar="SPEC",
-    help="A built-in workload, synthetic:622x250, or a JSON Lines file of yours.",
-)
+@workload_option
 @click.option(
     "--goal",
     type=click.Choice(["cost", "throughput", "latency"]),
     default="cost",
     show_default=True,
     help="What the winner is best at.",
-)
-@click.option(
-    "--max-quality-loss",
-    type=Number(min=0),
-    default=1.0,
-    show_default=True,
-    metavar="PERCENT",
-    help="Limit of the rise of perplexity; a recipe that isn't proved to keep it can't win.",
-)
-@click.option(
-    "--max-task-loss",
-    type=Number(min=0),
-    metavar="PERCENT",
-    help="Limit of the fall of the task's score, to be proved, too; without it only a task that is shown to be broken (over 10 %) counts.",
 )
 @quality_options
 @click.option(

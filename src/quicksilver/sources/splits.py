@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -97,89 +97,18 @@ def assemble(
     max_tokens: int,
     licence: str,
     remark: str = "",
+    trace: bool = False,
 ) -> Workload:
-    """Make a workload of prompts, each content once. Raises BadInputError if there are fewer than three."""
-    _check_asked(prompts)
-    first: dict[str, Item] = {}
-    for item in items:
-        first.setdefault(content_key(item.prompt), item)
-    different = list(first.values())
-    _check_different(name, len(different))
-    taken = divide(different, min(prompts or USUAL_PROMPTS, len(different)), seed)
-    count = sum(map(len, taken.values()))
-    remarks = [remark] if remark else []
-    if len(different) < len(items):
-        remarks.append(f"{len(items) - len(different)} of its {len(items)} prompts repeat another and were left out")
-    if prompts is not None and count < prompts:
-        remarks.append(f"{prompts} prompts were asked for, and it gives {count}")
-    return _workload(name, taken, seed=seed, task=task, max_tokens=max_tokens, licence=licence, remarks=remarks)
+    """Make a workload of `prompts` prompts, each content once; or of the first as they came, repeats included, for a `trace`.
 
-
-def assemble_trace(
-    name: str,
-    items: Sequence[Item],
-    *,
-    prompts: int | None,
-    seed: int,
-    task: Task,
-    max_tokens: int,
-    licence: str,
-    remark: str = "",
-) -> Workload:
-    """Make a workload of the first `prompts` as they came, all if that is None: none is left out, though it may repeat another.
-
-    Raises BadInputError if one doesn't say when it came, or if fewer than three are different.
+    Raises BadInputError if fewer than three are different, or if one of a trace doesn't say when it came.
     """
-    _check_asked(prompts)
-    for item in items:
-        if item.prompt.arrival_s is None:
-            raise BadInputError(f"The prompt {item.prompt.id!r} of {name} has no 'arrival_s', which a trace needs.")
-    came = sorted(items, key=lambda item: item.prompt.arrival_s or 0.0)[:prompts]
-    start_s = (came[0].prompt.arrival_s or 0.0) if came else 0.0
-    same: defaultdict[str, list[Item]] = defaultdict(list)
-    for item in came:
-        shifted = item.prompt.model_copy(update={"arrival_s": (item.prompt.arrival_s or 0.0) - start_s})
-        same[content_key(shifted)].append(Item(shifted))
-    _check_different(name, len(same))
-    size = sizes(len(came))
-    taken: dict[Split, list[Prompt]] = {"calibration": [], "search": [], "evaluation": []}
-    for key in sorted(same, key=lambda key: rank(seed, key)):
-        split = min(_SERVED, key=lambda s: len(taken[s]) / size[s])
-        taken[split] += [item.prompt for item in same[key]]
-    for split_prompts in taken.values():
-        split_prompts.sort(key=lambda prompt: prompt.arrival_s or 0.0)
-    remarks = [remark] if remark else []
-    if len(came) < len(items):
-        remarks.append(f"the first {len(came)} of its {len(items)} prompts")
-    return _workload(name, taken, seed=seed, task=task, max_tokens=max_tokens, licence=licence, remarks=remarks)
-
-
-def _check_asked(prompts: int | None) -> None:
     if prompts is not None and prompts < FEWEST_PROMPTS:
         raise BadInputError(
             f"{prompts} prompts are too few: a workload needs at least {FEWEST_PROMPTS}, "
             "one each for calibration, search and evaluation."
         )
-
-
-def _check_different(name: str, different: int) -> None:
-    if different < FEWEST_PROMPTS:
-        raise BadInputError(
-            f"{name} has {different} different {'prompt' if different == 1 else 'prompts'}, and a workload "
-            f"needs at least {FEWEST_PROMPTS}: one each for calibration, search and evaluation."
-        )
-
-
-def _workload(
-    name: str,
-    taken: Mapping[Split, Sequence[Prompt]],
-    *,
-    seed: int,
-    task: Task,
-    max_tokens: int,
-    licence: str,
-    remarks: Sequence[str],
-) -> Workload:
+    taken, remarks = (_as_they_came if trace else _each_once)(name, items, prompts, seed)
     return Workload(
         name=name,
         calibration=tuple(taken["calibration"]),
@@ -189,5 +118,55 @@ def _workload(
         task=task,
         seed=seed,
         licence=licence,
-        remark="; ".join(remarks),
+        remark="; ".join([remark, *remarks] if remark else remarks),
     )
+
+
+Divided = tuple[dict[Split, list[Prompt]], list[str]]
+"""The splits, and what has to be said of them."""
+
+
+def _each_once(name: str, items: Sequence[Item], prompts: int | None, seed: int) -> Divided:
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(content_key(item.prompt), item)
+    different = list(first.values())
+    _check_different(name, len(different))
+    taken = divide(different, min(prompts or USUAL_PROMPTS, len(different)), seed)
+    count = sum(map(len, taken.values()))
+    remarks = []
+    if len(different) < len(items):
+        remarks.append(f"{len(items) - len(different)} of its {len(items)} prompts repeat another and were left out")
+    if prompts is not None and count < prompts:
+        remarks.append(f"{prompts} prompts were asked for, and it gives {count}")
+    return taken, remarks
+
+
+def _as_they_came(name: str, items: Sequence[Item], prompts: int | None, seed: int) -> Divided:
+    for item in items:
+        if item.prompt.arrival_s is None:
+            raise BadInputError(f"The prompt {item.prompt.id!r} of {name} has no 'arrival_s', which a trace needs.")
+    came = sorted(items, key=lambda item: item.prompt.arrival_s or 0.0)[:prompts]
+    start_s = (came[0].prompt.arrival_s or 0.0) if came else 0.0
+    same: defaultdict[str, list[Prompt]] = defaultdict(list)
+    for item in came:
+        shifted = item.prompt.model_copy(update={"arrival_s": (item.prompt.arrival_s or 0.0) - start_s})
+        same[content_key(shifted)].append(shifted)
+    _check_different(name, len(same))
+    size = sizes(len(came))
+    taken: dict[Split, list[Prompt]] = {"calibration": [], "search": [], "evaluation": []}
+    for key in sorted(same, key=lambda key: rank(seed, key)):
+        split = min(_SERVED, key=lambda s: len(taken[s]) / size[s])
+        taken[split] += same[key]
+    for split_prompts in taken.values():
+        split_prompts.sort(key=lambda prompt: prompt.arrival_s or 0.0)
+    left = len(came) < len(items)
+    return taken, [f"the first {len(came)} of its {len(items)} prompts"] if left else []
+
+
+def _check_different(name: str, different: int) -> None:
+    if different < FEWEST_PROMPTS:
+        raise BadInputError(
+            f"{name} has {different} different {'prompt' if different == 1 else 'prompts'}, and a workload "
+            f"needs at least {FEWEST_PROMPTS}: one each for calibration, search and evaluation."
+        )

@@ -14,7 +14,7 @@ from quicksilver.errors import BadInputError
 from quicksilver.nouns.traffic import RecordedRequest
 from quicksilver.nouns.workload import Message, Prompt, Workload
 from quicksilver.sources import jsonl
-from quicksilver.sources.splits import FEWEST_PROMPTS, USUAL_PROMPTS, Item, assemble, assemble_trace, content_key, rank
+from quicksilver.sources.splits import FEWEST_PROMPTS, USUAL_PROMPTS, Item, assemble, content_key, rank
 from quicksilver.sources.synthetic import MOST_IN_ALL, sentences
 
 FEWEST_ANSWER_TOKENS = 256
@@ -86,9 +86,8 @@ def load(data: bytes, name: str, *, prompts: int | None, seed: int, trace: bool)
             f"{len(made_up):,} prompts of {name} weren't recorded and have {tokens:,} tokens, and at most {MOST_IN_ALL:,} "
             f"are made up; take fewer with --prompts {max(FEWEST_PROMPTS, len(chosen) * MOST_IN_ALL // tokens)}."
         )
-    put_together = assemble_trace if trace else assemble
     replayed = [one.prompt(seed) for one in chosen]
-    return put_together(
+    return assemble(
         name,
         [Item(prompt) for prompt in replayed],
         prompts=prompts,
@@ -97,6 +96,7 @@ def load(data: bytes, name: str, *, prompts: int | None, seed: int, trace: bool)
         max_tokens=max(FEWEST_ANSWER_TOKENS, *(one.answer_tokens for one in record.asked)),
         licence="the user's own",
         remark=_remark(record, len(made_up), len(chosen), 0 if trace else len(record.asked) - len(different)),
+        trace=trace,
     )
 
 

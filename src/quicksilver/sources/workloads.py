@@ -10,7 +10,7 @@ from quicksilver.errors import BadInputError, unknown
 from quicksilver.nouns.workload import Prompt, Workload
 from quicksilver.sources import jsonl, traffic
 from quicksilver.sources.datasets import DATA_SETS
-from quicksilver.sources.splits import Item, assemble, assemble_trace
+from quicksilver.sources.splits import Item, assemble
 from quicksilver.sources.synthetic import PREFIX, load_synthetic
 
 _EXAMPLE_SHAPE = f"{PREFIX}622x250"
@@ -40,8 +40,7 @@ def load(spec: str, *, prompts: int | None = None, seed: int = 0, trace: bool = 
     if traffic.is_record(data):
         return traffic.load(data, path.name, prompts=prompts, seed=seed, trace=trace)
     read = jsonl.parse(data, str(path))
-    put_together = assemble_trace if trace else assemble
-    return put_together(
+    return assemble(
         path.name,
         [Item(prompt) for prompt in read],
         prompts=prompts,
@@ -49,6 +48,7 @@ def load(spec: str, *, prompts: int | None = None, seed: int = 0, trace: bool = 
         task=jsonl.task(read),
         max_tokens=256,
         licence="the user's own",
+        trace=trace,
     )
 
 

@@ -196,6 +196,10 @@ def compare(
     judge: str | None = None,
     judge_model: str | None = None,
     judge_key_env: str | None = None,
+    lm_eval: Sequence[str] = (),
+    include_path: Path | None = None,
+    lm_eval_limit: int | None = None,
+    tokenizer: Path | str | None = None,
     streams: int = 4,
     models: tuple[str | None, str | None] = (None, None),
     api_key_env: str | None = None,
@@ -207,10 +211,12 @@ def compare(
     """Hold a candidate against the model as it is, by the quality gate and without a search.
 
     Both are the URL of a server, an artefact, a run's winner or a key of the store; `models` are their names on servers that have several.
-    Raises QuicksilverError, one clear sentence.
+    `lm_eval` are tasks (TASK or TASK:METRIC) that lm-eval runs itself, from the environment lmeval; `include_path` is a folder with tasks of
+    one's own, `lm_eval_limit` samples are taken of each, and `tokenizer` is the one of the model of a URL. Raises QuicksilverError, one clear sentence.
     """
     from quicksilver.bench import metrics
     from quicksilver.bench.judge import Judge
+    from quicksilver.bench.lm_eval import harness
     from quicksilver.bench.versus import Versus
     from quicksilver.engines.remote import connect
 
@@ -223,6 +229,8 @@ def compare(
     if streams < 1 or not load.evaluation:
         raise BadInputError("A comparison needs at least one stream and one prompt.")
     scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
+    tasks = [harness(spec, include=include_path, limit=lm_eval_limit, streams=streams) for spec in lm_eval]
+    tokenizers = _tokenizers((as_is, candidate), tokenizer) if tasks else ("", "")
     folder = out or Path("runs") / "compare" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
     tell = progress or silent
@@ -235,6 +243,8 @@ def compare(
         folder,
         streams=streams,
         judge=Judge(judging, folder / "verdicts.jsonl") if judging is not None else None,
+        harnesses=tasks,
+        tokenizers=tokenizers,
         on_progress=lambda what, done, total: tell(Event("compare", what, done, total)),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,6 +259,21 @@ def compare(
         remarks=tuple(versus.remarks),
         seconds=round(time.monotonic() - begun, 1),
     )
+
+
+def _tokenizers(targets: tuple[str, str], given: Path | str | None) -> tuple[Path | str, Path | str]:
+    """Return what lm-eval splits the prompts of two targets with: the artefacts' own. Raises BadInputError for a URL without."""
+
+    def one(target: str) -> Path | str:
+        if given is not None:
+            return given
+        if target.startswith(("http://", "https://")):
+            raise BadInputError(
+                f"lm-eval splits prompts into tokens itself; name the tokenizer of the model at {target} with --tokenizer FOLDER."
+            )
+        return find_artifact(target).path
+
+    return one(targets[0]), one(targets[1])
 
 
 def _goal(**limits: Any) -> Goal:

@@ -10,8 +10,10 @@ from pathlib import Path
 from quicksilver.bench import gate, greedy, judge, metrics
 from quicksilver.bench import quality as judging
 from quicksilver.bench.judge import Judge
+from quicksilver.bench.lm_eval import Harness
 from quicksilver.bench.metrics import TaskMetric
 from quicksilver.bench.quality import Evaluation, PromptLogprobs, UnmeasurableError
+from quicksilver.bench.stats import mean_figure
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
@@ -35,6 +37,9 @@ class Versus:
     """A folder for the answers and the log-probabilities."""
     streams: int = 4
     judge: Judge | None = None
+    harnesses: Sequence[Harness] = ()
+    tokenizers: tuple[Path | str, Path | str] = ("", "")
+    """Of the as-is model and of the candidate, for lm-eval."""
     on_progress: Progress = lambda *_: None
     remarks: list[str] = field(default_factory=list)
     token_ids: dict[str, list[int]] = field(default_factory=dict)
@@ -54,13 +59,15 @@ class Versus:
         prompts = self.workload.evaluation
         with as_is as endpoint:
             base = Evaluation(self._read_base(endpoint), self._answers(endpoint, "as-is"))
+            tasks_before = self._tasks(endpoint, "as-is", self.tokenizers[0])
         with candidate as endpoint:
             own = self._read_candidate(endpoint, base.logprobs)
             evaluation = Evaluation(own, self._answers(endpoint, "candidate"))
+            tasks = self._tasks(endpoint, "candidate", self.tokenizers[1])
         base.scores, evaluation.scores = (
             metrics.score(metrics.texts(side.answers), prompts, self.metrics) for side in (base, evaluation)
         )
-        if not own and not evaluation.answers:
+        if not own and not evaluation.answers and not tasks:
             raise BadInputError(
                 f"There is nothing to compare by: {' '.join(self.remarks)} Give a workload with references, a --metric or a --judge."
             )
@@ -70,12 +77,29 @@ class Versus:
             pairs = [judge.Pair(p, before[p.id], after[p.id]) for p in prompts if p.id in before and p.id in after]
             preference, rows = self.judge.compare(pairs, lambda done, total: self.on_progress("judge", done, total))
             losses.append(judge.loss(rows, self.goal))
+        for name, scores in tasks.items():
+            before_scores = tasks_before[name]
+            losses.append(gate.task_loss(name, judging.task_rows(scores, before_scores), self.goal))
+            if not any(before_scores.values()):
+                self.remarks.append(
+                    f"The as-is model scores 0 in {name} on every sample, so a loss of it can't be told."
+                )
         found = self._quality(evaluation, base, losses)
+        more = {name: mean_figure(list(scores.values())) for name, scores in tasks.items()}
+        found = found.model_copy(update={"task": {**found.task, **more}})
         if found.judgement is None:
             raise BadInputError(
                 "There is nothing to judge: the as-is model scores 0 on every prompt, and perplexity isn't known."
             )
         return found.model_copy(update={"preference": preference})
+
+    def _tasks(self, endpoint: Endpoint, name: str, tokenizer: Path | str) -> dict[str, dict[str, float]]:
+        """Let lm-eval run its tasks; return the score of each of their samples."""
+        found = {}
+        for number, harness in enumerate(self.harnesses):
+            self.on_progress(f"{name}: {harness.name}", number, len(self.harnesses))
+            found[harness.name] = harness.run(endpoint, tokenizer, self.out / f"lm-eval-{name}" / harness.task)
+        return found
 
     def _quality(self, candidate: Evaluation, base: Evaluation, losses: Sequence[gate.Loss] = ()) -> Quality:
         return judging.compare(

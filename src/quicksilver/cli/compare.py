@@ -27,6 +27,18 @@ STYLES = {"passes": "bold green", "fails": "bold red", "undecided": "bold yellow
 @click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to take of the workload.")
 @quality_options
 @click.option(
+    "--lm-eval",
+    "lm_eval",
+    multiple=True,
+    metavar="TASK[:METRIC]",
+    help="A task that lm-eval runs on both, and the gate judges as the workload's own; may be repeated.",
+)
+@click.option(
+    "--include-path", type=click.Path(path_type=Path), metavar="DIR", help="A folder with lm-eval tasks of yours."
+)
+@click.option("--lm-eval-limit", type=click.IntRange(min=1), metavar="N", help="Samples to take of each lm-eval task.")
+@click.option("--tokenizer", metavar="FOLDER", help="The model's tokenizer, for lm-eval, where a server is a URL.")
+@click.option(
     "--streams", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="Answers at once."
 )
 @click.option("--as-is-model", metavar="NAME", help="Its name on a server that has several models.")
@@ -49,6 +61,10 @@ def compare(
     judge: str | None,
     judge_model: str | None,
     judge_key_env: str | None,
+    lm_eval: tuple[str, ...],
+    include_path: Path | None,
+    lm_eval_limit: int | None,
+    tokenizer: str | None,
     streams: int,
     as_is_model: str | None,
     candidate_model: str | None,
@@ -77,6 +93,10 @@ def compare(
             judge=judge,
             judge_model=judge_model,
             judge_key_env=judge_key_env,
+            lm_eval=lm_eval,
+            include_path=include_path,
+            lm_eval_limit=lm_eval_limit,
+            tokenizer=tokenizer,
             streams=streams,
             models=(as_is_model, candidate_model),
             api_key_env=api_key_env,

@@ -27,7 +27,8 @@ def test_the_main_job(shared_home: Path, tmp_path: Path) -> None:
         streams=(1, 2),
         runs=tmp_path / "runs",
         max_quality_loss=3,
-        budget_minutes=3,
+        budget_minutes=1,
+        quick=True,
     )
     result = found.result
     assert result.lengths is not None

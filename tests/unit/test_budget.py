@@ -21,7 +21,7 @@ from quicksilver.build import store
 from quicksilver.build.plan import Plan
 from quicksilver.engines.fake import Fake
 from quicksilver.nouns import Artifact, Endpoint, Prompt, Result, Sample
-from quicksilver.search import outcome, presets, run
+from quicksilver.search import outcome, presets, proof, run
 from quicksilver.search.run import ROUNDS, SERVERS, Run
 from quicksilver.sources import models
 from quicksilver.testing.tiny import make_tiny_model
@@ -186,22 +186,79 @@ def searched(model: Path, workload: Path, runs: Path, **changes: Any) -> Result:
     return api.optimize(model, runs=runs, **(settings | changes)).result
 
 
-def kinds(runs: Path) -> list[tuple[str, int]]:
-    """The rounds of the only run: what they were for and how many recipes took part."""
+def rounds(runs: Path) -> list[dict[str, Any]]:
+    """What was noted of the rounds of the only run."""
     (file,) = runs.glob(f"*/{ROUNDS}")
-    return [(e["kind"], len(e["recipes"])) for e in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("slow", [0.3, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0])
+@pytest.mark.parametrize("slow", [1.0, 2.0, 3.0])
 def test_a_search_keeps_to_its_budget_and_finds_how_to_serve(
     slow: float, model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(slow)
     on(machine, monkeypatch, tmp_path / "home")
     found = searched(model, workload, tmp_path / "runs")
-    print(slow, machine.elapsed_s, found.best, kinds(tmp_path / "runs"), found.seconds)
     assert machine.elapsed_s <= BUDGET_S
-    assert found.seconds["total"] == pytest.approx(machine.elapsed_s, abs=1)
-    assert ("final", 3) in kinds(tmp_path / "runs") or slow > 1
-    assert any("int8" in c.label and c.score.speed for c in found.candidates)
-    assert any("prompt-lookup" in c.label and c.score.speed for c in found.candidates)
+    assert found.seconds["total"] == pytest.approx(machine.elapsed_s, abs=1), "finding the model counts"
+    assert found.best is not None
+    assert "int8" in found.best and "prompt-lookup" in found.best
+    finals = [len(entry["recipes"]) for entry in rounds(tmp_path / "runs") if entry["kind"] == "final"]
+    assert finals and (finals[0] == 3 or slow > 2)
+    if slow == 1:
+        assert [p.name for p in found.presets] == ["cost", "balanced", "latency"]
+        assert all(s.concurrency in (1, 4, 8, 16) for p in found.presets for s in p.benchmark)
+        labels = {c.recipe_hash: c.label for c in found.candidates}
+        raced = [[labels[name] for name in entry["recipes"]] for entry in rounds(tmp_path / "runs")]
+        (best,) = {label.rpartition(" + ")[0] for label in raced[1] if label != "as-is"}
+        assert best in raced[0], "techniques come alone on the weights that lead, and not on the as-is model's"
+
+
+def test_on_a_very_slow_machine_the_smallest_final_is_all_that_comes_late(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(6.0)
+    on(machine, monkeypatch, tmp_path / "home")
+    found = searched(model, workload, tmp_path / "runs")
+    assert [(e["kind"], len(e["recipes"])) for e in rounds(tmp_path / "runs")] == [("short race x1", 2), ("final", 2)]
+    assert machine.elapsed_s <= 1.25 * BUDGET_S
+    assert found.best not in (None, "as-is")
+    assert any("wasn't measured, since the budget was used up" in remark for remark in found.remarks)
+
+
+def test_a_final_that_was_raced_before_a_kill_is_taken_as_it_was(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(2.0)
+    on(machine, monkeypatch, tmp_path / "home")
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(proof, "judge_answers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            searched(model, workload, tmp_path / "runs")
+    before = rounds(tmp_path / "runs")
+    assert before[-1]["kind"] == "final"
+    assert len(before[-1]["recipes"]) == 3
+    machine.slow = 100.0  # what is left of the budget has room for nothing now
+    found = searched(model, workload, tmp_path / "runs")
+    assert rounds(tmp_path / "runs") == before
+    assert found.best is not None and "int8" in found.best
+
+
+def test_more_answers_are_asked_for_only_as_far_as_there_is_time(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of the task that has to be proved takes more prompts than a search has."""
+    workload.write_text(
+        "".join(
+            json.dumps({"prompt": f"Question {n}?", "reference": f"{n}", "max_tokens": 250}) + "\n" for n in range(600)
+        ),
+        encoding="utf-8",
+    )
+    machine = Machine(2.0)
+    on(machine, monkeypatch, tmp_path / "home")
+    searched(model, workload, tmp_path / "runs", max_task_loss=0.5, metric="regex:1", prompts=600)
+    assert machine.elapsed_s <= BUDGET_S

@@ -45,7 +45,7 @@ def test_a_trace_and_a_ramp_from_the_command_line(
     assert (found.speeds[0].load, found.speeds[0].requests) == ("trace", 4)
     assert found.settings["arrivals"][0]["moments"] == 4
     capsys.readouterr()
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
     assert run(["bench", str(fake_artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
     wide = capsys.readouterr().out
     assert "1 to 3 streams" in wide

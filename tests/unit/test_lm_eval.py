@@ -77,10 +77,10 @@ def bare(tmp_path: Path) -> Path:
     return path
 
 
-def compared(lm_eval: StandIn, bare: Path, ours: list[float], theirs: list[float], tmp_path: Path, **more: Any) -> Any:
+def compared(lm_eval: StandIn, bare: Path, ours: list[float], theirs: list[float], **more: Any) -> Any:
     with serving(**server(plain=True)) as base, serving(**server(plain=True)) as other:
         lm_eval.tell(scores={f"{base.url}/completions": theirs, f"{other.url}/completions": ours})
-        settings = {"lm_eval": ["capitals"], "tokenizer": "a/folder", "out": bare.parent / "out"} | more
+        settings: dict[str, Any] = {"lm_eval": ["capitals"], "tokenizer": "a/folder", "out": bare.parent / "out"} | more
         return api.compare(base.url, other.url, bare, **settings)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import serving, words
+from scripted_server import Exchange, serving, words
 
 from quicksilver.bench.highest import find_highest
 from quicksilver.bench.load import read_samples
@@ -150,7 +150,11 @@ def test_the_same_command_goes_on_after_kill_9(tmp_path: Path) -> None:
     workload = tmp_path / "w.jsonl"
     lines = [json.dumps({"prompt": f"text {n}", "max_tokens": 4}) for n in range(1, 120)]
     workload.write_text("\n".join(lines), encoding="utf-8")
-    with serving(v1_completions=words(2, pause_s=0.05)) as server:
+
+    def models(exchange: Exchange) -> None:
+        exchange.answer(200, {"data": [{"id": "m"}]})
+
+    with serving(v1_models=models, v1_completions=words(2, pause_s=0.05)) as server:
         command = [
             sys.executable,
             "-m",

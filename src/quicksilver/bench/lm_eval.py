@@ -62,10 +62,10 @@ class Harness:
         odd = next((value for value in model.values() if "," in str(value)), None)
         if odd is not None:
             raise BadInputError(f"lm-eval can't be told of {odd!r}: there is a comma in it.")
-        command = [self.python, "-m", "lm_eval", "run", "--model", "local-completions"]
+        command: list[str | Path] = [self.python, "-m", "lm_eval", "run", "--model", "local-completions"]
         command += ["--model_args", ",".join(f"{name}={value}" for name, value in model.items())]
-        command += ["--tasks", self.task, "--log_samples", "--output_path", out]
-        command += ["--include_path", self.include] if self.include is not None else []
+        command += ["--tasks", self.task, "--log_samples", "--output_path", str(out)]
+        command += ["--include_path", str(self.include)] if self.include is not None else []
         command += ["--limit", str(self.limit)] if self.limit is not None else []
         keys = {"OPENAI_API_KEY": endpoint.api_key or "none"}
         log = out / "lm-eval.log"

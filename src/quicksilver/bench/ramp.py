@@ -22,6 +22,7 @@ class _Window:
     samples: list[Sample] = field(default_factory=list)
     begun: float = 0.0
     ended: float = 0.0
+    last: bool = False
 
 
 def steps(samples: Sequence[Sample], arrivals: Arrivals) -> tuple[Speed, ...]:
@@ -53,7 +54,7 @@ def _windows(batch: Sequence[Sample], arrivals: Arrivals) -> dict[float, _Window
     windows = [found[level] for level in sorted(found)]
     for window, after in pairwise(windows):
         window.ended = after.begun
-    windows[-1].ended = max(s.end for s in batch)
+    windows[-1].ended, windows[-1].last = max(s.end for s in batch), True
     return found
 
 
@@ -95,7 +96,7 @@ def _rates(window: _Window, batch: Sequence[Sample]) -> tuple[float, float, floa
     good = [s for s in batch if s.error is None]
     # Several tokens may come in a piece: the server's count is shared out evenly.
     tokens = math.fsum(
-        s.completion_tokens * sum(begun <= moment < ended or moment == ended == s.end for moment in s.arrivals) / len(s.arrivals)
+        s.completion_tokens * sum(begun <= moment < ended or (window.last and moment == ended) for moment in s.arrivals) / len(s.arrivals)
         for s in good
         if s.arrivals
     )  # fmt: skip

@@ -80,7 +80,9 @@ def _explore(search: Search) -> None:
     """Try the ways of rounding weights, race those that pass, then look for how to serve the best of them."""
     engine = engines.find(search.engine)
     ways, search.left_out = space.weights(search.model, engine)
-    for way in sorted(ways, key=lambda way: entries.expected_build_s(search, (way,))):
+    # Of those that take the same time to build, what is rounded least comes first: it is the likeliest to pass.
+    facts = search.model.facts
+    for way in sorted(ways, key=lambda way: (entries.expected_build_s(search, (way,)), -(way.size_mb(facts) or 0))):
         if unfit := serving.over_memory(search, (way,)):
             search.left_out.append(space.LeftOut(way.label, unfit))
         elif search.quick and way.calibrated:

@@ -16,6 +16,7 @@ from quicksilver.hardware import detect
 from quicksilver.nouns.result import Candidate, Lengths, Result
 from quicksilver.nouns.score import Figure, Score
 from quicksilver.nouns.speculation import FILE
+from quicksilver.search import budget
 from quicksilver.search.choice import choose, merit
 from quicksilver.search.run import Run
 from quicksilver.search.state import Entry, Search
@@ -128,6 +129,11 @@ def with_speculation(search: Search, result: Result) -> Result:
     if winner is None or winner.artifact is None or winner.artifact.settings.speculation is None:
         return result
     run, artifact = search.run, winner.artifact
+    if run.left_s < budget.table_s(search) / 2:
+        run.remark(
+            "What guessing costs and gains by load wasn't measured, since the budget was used up: the server learns it as it goes."
+        )
+        return result.model_copy(update={"remarks": tuple(run.remarks)})
     prompts = {p.id: p for p in search.workload.evaluation}
     samples = [s for s in run.samples(winner.hash, winner.rounds) if s.text and s.prompt_id in prompts]
     answers = [(prompts[s.prompt_id], s.text) for s in samples[:ANSWERS]]

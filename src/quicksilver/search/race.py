@@ -24,7 +24,8 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, s
     """Race some entries beside the as-is model, as long as `weight` short rounds; return those that took part.
 
     Those that the budget has no room for are left out: in the first race, once the as-is model has shown how long one takes,
-    those with the largest weights. It may take a `share` of the time before the final. A race that an interrupted run has finished is taken as it was.
+    those with the largest weights. That one may take a `share` of the time before the final. A race that an interrupted run has
+    finished is taken as it was.
     """
     if not entries:
         return []
@@ -35,11 +36,11 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, s
         fitting = list(entries)[: budget.room(search, weight)]
     if fitting:
         counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
-        phase, kind = f"short race: {what}", kind_of(weight)
+        phase, kind, most = f"short race: {what}", kind_of(weight), None
         if search.entry_s is None:
             # What was made to round more boldly has as many bytes, and comes first.
             fitting.sort(key=lambda entry: (weights_mb(search.model.facts, entry.stack), -len(entry.stack)))
-        most = _most_of_the_first(search, share) if search.entry_s is None else None
+            most = _most_of_the_first(search, share)
         taken_s = go(search, [search.baseline, *fitting], take(search, counts), phase, kind, most=most)
         fitting = [entry for entry in fitting if search.next_round - 1 in entry.rounds]
         search.entry_s = taken_s / weight / (len(fitting) + 1)

@@ -253,7 +253,7 @@ def compare(
     own = perplexity(candidate.logprobs)
     mine, theirs = metrics.texts(candidate.answers), metrics.texts(baseline.answers)
     shared = [name for name in mine if name in theirs]
-    if own is None and not shared:
+    if own is None and not shared and not losses:
         raise BadInputError(
             "There is nothing to judge quality by: no log-probabilities, and no prompt that both answered."
         )
@@ -280,7 +280,7 @@ def compare(
         task_loss_percent=_relative_loss(lost, seed),
         judgement=gate.judge([*found, *losses], groups={p.id: p.group for p in prompts}, seed=seed) if goal else None,
         tokens=own[1] if own else 0,
-        prompts=len(candidate.logprobs) or len(shared),
+        prompts=len(candidate.logprobs) or len(shared) or max((len(loss.rows) for loss in losses), default=0),
     )
 
 

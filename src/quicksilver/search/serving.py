@@ -36,7 +36,6 @@ def explore(search: Search) -> None:
             continue
         chooser.proven(where.configurations[index], passes=True, loss=_loss(search, entry))
         _tell(search, chooser, index, entry)
-    chooser.learn()
     hashes = {name: index for index, name in enumerate(_hashes(search, where))} if search.run.resumed else {}
     alone_first = iter([alone(chooser)])
 

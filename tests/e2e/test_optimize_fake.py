@@ -57,14 +57,18 @@ def two(model: Path) -> list[Recipe]:
 
 
 def optimize(model: Path, workload: Path, runs: Path, **changes: object) -> api.Optimization:
+    """Search with one round of the final, and a budget that no machine is too busy for."""
     settings: dict[str, object] = {"workload": str(workload), "engine": "fake", "streams": (1, 4), "runs": runs}
+    settings |= {"quick": True, "budget_minutes": 60}
     return api.optimize(str(model), **(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.timeout(900)  # it builds and serves some twenty recipes
 def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    found = optimize(model, workload, tmp_path / "runs", max_quality_loss=1000, trials=12, progress=events.append)
+    found = optimize(
+        model, workload, tmp_path / "runs", max_quality_loss=1000, trials=12, quick=False, progress=events.append
+    )
     result = found.result
     labels = [c.label for c in result.candidates if c.status == "measured"]
     assert labels[0] == "as-is"
@@ -95,12 +99,18 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
 
 
 def test_paths_do_as_names(model: Path, workload: Path, tmp_path: Path) -> None:
-    found = api.optimize(
-        model, workload=workload, engine="fake", streams=(1, 4), runs=tmp_path / "runs", recipes=two(model)
-    )
-    assert found.result.workload == api.optimize(
-        str(model), workload=str(workload), engine="fake", streams=(1, 4), runs=tmp_path / "more", recipes=two(model)
-    ).result.workload  # fmt: skip
+    settings: dict[str, Any] = {
+        "engine": "fake",
+        "streams": (1, 4),
+        "runs": tmp_path / "runs",
+        "quick": True,
+        "id": "one",
+    }
+    asked = {"recipes": two(model)[:1], "run_id": settings.pop("id")}
+    found = api.optimize(model, workload=workload, **settings, **asked)
+    # The same run is meant, or its name would be refused.
+    again = api.optimize(str(model), workload=str(workload), **settings, **asked)
+    assert found.result.workload == again.result.workload == workload.name
 
 
 @pytest.mark.parametrize(
@@ -155,7 +165,7 @@ def test_a_search_that_was_killed_goes_on_where_it_was(model: Path, workload: Pa
         "import sys; from pathlib import Path; from quicksilver import api; from quicksilver.techniques import make\n"
         "two = [api.Recipe(sys.argv[1], [make(n)], engine='fake') for n in ('int8', 'prompt-lookup')]\n"
         "api.optimize(sys.argv[1], workload=sys.argv[2], engine='fake', streams=(1, 4), runs=Path(sys.argv[3]),"
-        " max_quality_loss=1000, recipes=two)"
+        " max_quality_loss=1000, recipes=two, quick=True, budget_minutes=60)"
     )
     command = [sys.executable, "-c", code, str(model), str(workload), str(runs)]
     process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
@@ -276,7 +286,7 @@ def test_a_killed_exploration_measures_nothing_twice(model: Path, workload: Path
     }
     assert kept
     events: list[Event] = []
-    given: dict[str, object] = {"max_quality_loss": 1000, "quick": True, "trials": 12, "budget_minutes": 60}
+    given: dict[str, object] = {"max_quality_loss": 1000, "trials": 12}
     found = optimize(model, workload, runs, **given, progress=events.append)
     assert found.folder == folder
     assert "configurations and ended because" in " ".join(found.result.remarks)
@@ -295,9 +305,7 @@ def test_a_killed_exploration_measures_nothing_twice(model: Path, workload: Path
 def test_what_cannot_keep_to_a_memory_limit_is_dropped_with_the_arithmetic(
     model: Path, workload: Path, tmp_path: Path
 ) -> None:
-    found = optimize(
-        model, workload, tmp_path / "runs", memory_mb=1, max_quality_loss=1000, quick=True, trials=4, budget_minutes=60
-    )
+    found = optimize(model, workload, tmp_path / "runs", memory_mb=1, max_quality_loss=1000, trials=4)
     assert found.best is None
     dropped = [c for c in found.result.candidates if "MB are allowed" in c.reason]
     assert dropped

@@ -99,17 +99,11 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
 
 
 def test_paths_do_as_names(model: Path, workload: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "engine": "fake",
-        "streams": (1, 4),
-        "runs": tmp_path / "runs",
-        "quick": True,
-        "id": "one",
-    }
-    asked = {"recipes": two(model)[:1], "run_id": settings.pop("id")}
-    found = api.optimize(model, workload=workload, **settings, **asked)
+    settings: dict[str, Any] = {"engine": "fake", "streams": (1, 4), "runs": tmp_path / "runs", "quick": True}
+    settings |= {"recipes": two(model)[:1], "run_id": "one"}
+    found = api.optimize(model, workload=workload, **settings)
     # The same run is meant, or its name would be refused.
-    again = api.optimize(str(model), workload=str(workload), **settings, **asked)
+    again = api.optimize(str(model), workload=str(workload), **settings)
     assert found.result.workload == again.result.workload == workload.name
 
 

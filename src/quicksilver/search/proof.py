@@ -122,8 +122,9 @@ def _room_for(search: Search, entries: Sequence[Entry], said: Mapping[str, Seque
     """Return how many prompts each of some entries can still answer, at the pace at which they answered the last."""
     highest = max(search.workload.concurrencies)
     paces = [stats.speed([s for s in said[e.hash] if not s.warmup], highest).requests_per_s for e in entries]
-    each_s = sum(1 / pace for pace in paces if pace > 0)
-    return int((search.run.left_s - budget.after_s(search)) / each_s) if all(paces) and search.run.left_s else 0
+    if not all(paces):
+        return 0
+    return max(0, int((search.run.left_s - budget.after_s(search)) / sum(1 / pace for pace in paces)))
 
 
 def _judge(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence[Sample]]) -> list[Entry]:

@@ -50,7 +50,7 @@ def test_a_trace_and_a_ramp_from_the_command_line(
     wide = capsys.readouterr().out
     assert "1 to 3 streams" in wide
     assert all(f"at {n} stream" in wide for n in (1, 2, 3))
-    assert "blended" in wide
+    assert "tokens in+out" in wide
     monkeypatch.setenv("COLUMNS", "80")
     assert run(["bench", str(fake_artifact), "--workload", SUPPORT, "--ramp", "1:3"]) == 0
     table = capsys.readouterr().out.splitlines()[1:3]

@@ -102,7 +102,8 @@ def _try(search: Search, stack: tuple[Technique, ...]) -> Entry | None:
     """Build and prove a stack, if the budget has room for it."""
     expected = entries.expected_build_s(search, stack) + proof.expected_s(search, stack)
     # What an interrupted run has built and proven costs nothing now, however late it is.
-    if search.run.here_s + expected > BUILD_SHARE * search.run.budget_s or (expected and expected > search.run.left_s):
+    late = search.run.here_s + expected > BUILD_SHARE * search.run.budget_s
+    if expected and (late or expected > search.run.left_s):
         reason = (
             f"its build and proof take about {expected:.0f} s, which would leave too little of the budget for measuring"
         )

@@ -119,12 +119,14 @@ def _judge_answers(search: Search, entries: Sequence[Entry], rounds: Sequence[in
 
 
 def _room_for(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence[Sample]]) -> int:
-    """Return how many prompts each of some entries can still answer, at the pace at which they answered the last."""
+    """Return how many prompts each of some entries can still answer, at nine tenths of the pace at which they answered the last."""
     highest = max(search.workload.concurrencies)
     paces = [stats.speed([s for s in said[e.hash] if not s.warmup], highest).requests_per_s for e in entries]
     if not all(paces):
         return 0
-    return max(0, int((search.run.left_s - budget.after_s(search)) / sum(1 / pace for pace in paces)))
+    starts_s = sum(max(s["cold_start_s"] or 0.0 for s in search.run.servers(e.hash)) for e in entries)
+    left_s = search.run.left_s - budget.after_s(search) - starts_s
+    return max(0, int(0.9 * left_s / sum(1 / pace for pace in paces)))
 
 
 def _judge(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence[Sample]]) -> list[Entry]:

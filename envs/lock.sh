@@ -36,3 +36,4 @@ lock llmcompressor torch==2.13.0 llmcompressor==0.14.0.1
 sed -i '2a # minutes: 1\n# memory_mb: 1500' envs/llmcompressor.lock
 # lm-eval in the quality gate, against servers: without torch.
 lock lmeval "lm-eval[api]" transformers
+sed -i '2a # minutes: 2' envs/lmeval.lock

@@ -107,7 +107,7 @@ def _stack(name: str) -> dict[str, Any]:
         "environment": name,
         "format": None,
     }
-    facts |= _disk(name) | {"about": "packages that builds need", "reason": ""}
+    facts |= _disk(name) | {"about": "packages that builds or comparisons need", "reason": ""}
     try:
         environments.python(name, name)
     except EngineError as error:

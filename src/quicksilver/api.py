@@ -6,22 +6,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Literal, get_args
 
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, unknown
-from quicksilver.measuring import Progress, benchmark, find_artifact, opened, runnable, serving, silent, workload_of
+from quicksilver.measuring import (
+    Progress,
+    benchmark,
+    compare,
+    find_artifact,
+    goal_of,
+    runnable,
+    serving,
+    silent,
+    workload_of,
+)
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.certificate import Certificate
-from quicksilver.nouns.comparison import Comparison
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.export import Export
-from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.model import Model
 from quicksilver.nouns.preset import Preset
 from quicksilver.nouns.recipe import Recipe
@@ -146,7 +151,7 @@ def optimize(
         raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
     model, workload = str(model), str(workload)
     price = make_price(price_per_hour, instance, discount, input_output_ratio, cores=detect().cores)
-    wanted = _goal(
+    wanted = goal_of(
         metric=goal,
         max_quality_loss=max_quality_loss,
         max_task_loss=max_task_loss,
@@ -182,107 +187,6 @@ def optimize(
     _recall_certificate(result, run.folder)
     report.save(result, run.folder)
     return Optimization(result, run.folder)
-
-
-def compare(
-    as_is: str,
-    candidate: str,
-    workload: str | Path = "hotpotqa",
-    *,
-    prompts: int | None = None,
-    max_quality_loss: float = 1.0,
-    max_task_loss: float | None = None,
-    metric: str | None = None,
-    judge: str | None = None,
-    judge_model: str | None = None,
-    judge_key_env: str | None = None,
-    lm_eval: Sequence[str] = (),
-    include_path: Path | None = None,
-    lm_eval_limit: int | None = None,
-    tokenizer: Path | str | None = None,
-    streams: int = 4,
-    models: tuple[str | None, str | None] = (None, None),
-    api_key_env: str | None = None,
-    out: Path | None = None,
-    seed: int = 0,
-    command: str = "",
-    progress: Progress | None = None,
-) -> Comparison:
-    """Hold a candidate against the model as it is, by the quality gate and without a search.
-
-    Both are the URL of a server, an artefact, a run's winner or a key of the store; `models` are their names on servers that have several.
-    `lm_eval` are tasks (TASK or TASK:METRIC) that lm-eval runs itself, from the environment lmeval; `include_path` is a folder with tasks of
-    one's own, `lm_eval_limit` samples are taken of each, and `tokenizer` is the one of the model of a URL. Raises QuicksilverError, one clear sentence.
-    """
-    from quicksilver.bench import metrics
-    from quicksilver.bench.judge import Judge
-    from quicksilver.bench.lm_eval import harness
-    from quicksilver.bench.versus import Versus
-    from quicksilver.engines.remote import connect
-
-    begun = time.monotonic()
-    goal = _goal(max_quality_loss=max_quality_loss, max_task_loss=max_task_loss)
-    for target in (as_is, candidate):
-        if not target.startswith(("http://", "https://")):
-            runnable(target)
-    load = workload_of(str(workload), prompts, seed, None)
-    if streams < 1 or not load.evaluation:
-        raise BadInputError("A comparison needs at least one stream and one prompt.")
-    scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
-    tasks = [harness(spec, include=include_path, limit=lm_eval_limit, streams=streams) for spec in lm_eval]
-    tokenizers = _tokenizers((as_is, candidate), tokenizer) if tasks else ("", "")
-    folder = out or Path("runs") / "compare" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
-    tell = progress or silent
-    # What is wrong with either is better known before the first has been read.
-    both = [opened(target, name, api_key_env) for target, name in zip((as_is, candidate), models, strict=True)]
-    versus = Versus(
-        load,
-        goal,
-        scored_by,
-        folder,
-        streams=streams,
-        judge=Judge(judging, folder / "verdicts.jsonl") if judging is not None else None,
-        harnesses=tasks,
-        tokenizers=tokenizers,
-        on_progress=lambda what, done, total: tell(Event("compare", what, done, total)),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return Comparison(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command or f"quicksilver.api.compare({as_is!r}, {candidate!r}, {str(workload)!r})",
-        as_is=as_is,
-        candidate=candidate,
-        workload=load.name,
-        goal=goal,
-        quality=versus.compare(*both),
-        remarks=tuple(versus.remarks),
-        seconds=round(time.monotonic() - begun, 1),
-    )
-
-
-def _tokenizers(targets: tuple[str, str], given: Path | str | None) -> tuple[Path | str, Path | str]:
-    """Return what lm-eval splits the prompts of two targets with: the artefacts' own. Raises BadInputError for a URL without."""
-
-    def one(target: str) -> Path | str:
-        if given is not None:
-            return given
-        if target.startswith(("http://", "https://")):
-            raise BadInputError(
-                f"lm-eval splits prompts into tokens itself; name the tokenizer of the model at {target} with --tokenizer FOLDER."
-            )
-        return find_artifact(target).path
-
-    return one(targets[0]), one(targets[1])
-
-
-def _goal(**limits: Any) -> Goal:
-    """Make a goal. Raises BadInputError."""
-    try:
-        return Goal(**limits)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInputError(f"{first['loc'][0]} can't be {first['input']!r}: {first['msg']}.") from error
 
 
 def certify(

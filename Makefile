@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Engines with an environment of their own, in the user's cache: the suite adds the small ones, `make engines` all.
 SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock))))
-LARGE_ENGINES := $(filter vllm,$(basename $(notdir $(wildcard envs/*.lock))))
+LARGE_ENGINES := $(filter vllm llmcompressor,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
 .PHONY: demo test lint suite engines bench clients agreement peers exports clean

@@ -213,7 +213,7 @@ class TechniqueContract:
         for step in planning.make(recipe, model, CALIBRATION).steps:
             if step.technique == technique:
                 assert step.built
-                assert 0 < step.memory_mb <= technique.build_memory_mb(model.facts)
+                assert 0 < step.memory_mb <= engines.find(self.engine).build_needs_mb(technique, model.facts)[0]
 
     def test_what_it_builds_is_served_and_is_the_same_model(
         self, technique: Technique, answer: Answer, as_is: Answer

@@ -67,7 +67,7 @@ def compress(job: dict[str, Any], say: Callable[[str], None]) -> None:
     kept = model.dtype
     if not torch.accelerator.is_available():
         _pin_nothing()
-        model.float()  # a CPU multiplies halves ten times slower, if at all
+        model.float()  # in halves it took twice as long here
     most = None if torch.accelerator.is_available() else job["most_tokens"]
     rows = [torch.tensor([ids[:most]]) for ids in job["calibration"]]
     prompts = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]

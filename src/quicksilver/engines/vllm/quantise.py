@@ -30,7 +30,7 @@ IGNORED = ["lm_head"]
 """Layers that stay as they are. With tied embeddings the last is the first, too, in which a row is looked up."""
 CUT_ON_CPU = {"awq": 256}
 """Tokens of a prompt that a technique reads on a machine without accelerator: AWQ runs each layer twenty times over all."""
-LIBRARIES_MB = 900
+LIBRARIES_MB = 1200
 CALIBRATION_TOKENS = 32_000
 """Of 32 prompts with 1,000 each."""
 Recipe = dict[str, Any]

@@ -108,10 +108,10 @@ def test_the_cache_is_as_large_as_was_asked_for(
     streams: int, precision: str, limit_gb: float, free_bytes: int | None
 ) -> None:
     settings = Settings(max_streams=streams, kv_precision=precision, kv_cache_gb=limit_gb)
-    tokens = arguments.context_tokens(settings, FACTS, free_bytes)
+    tokens = arguments.context_tokens(settings, FACTS, 2, free_bytes)
     taken = tokens * arguments.kv_bytes(settings, FACTS)
     assert tokens % 256 == 0
-    assert 256 <= tokens <= streams * FACTS.max_positions
+    assert 256 <= tokens <= arguments.slots(settings, 2) * FACTS.max_positions
     if tokens > 256 and limit_gb:
         assert taken <= limit_gb * 1e9
     elif tokens > 256 and free_bytes is not None:

@@ -63,7 +63,8 @@ class LlamaCpp(Engine):
         # The size of the KV cache follows the streams, of which the unused ones only take memory.
         found = dict(super().choices(hardware, streams))
         del found["kv_cache_gb"]
-        found["max_streams"] = tuple(n for n in found["max_streams"] if n == 64 or n >= streams)
+        most = arguments.STREAMS_PER_CORE * hardware.cores
+        found["max_streams"] = tuple(n for n in found["max_streams"] if n == 64 or streams <= n < most)
         return found
 
     def apply(self, technique: Technique, step: Step) -> None:
@@ -101,7 +102,7 @@ class LlamaCpp(Engine):
         program = self.program(settings)
         facts = files.facts(artifact)
         free = available_memory()
-        _check_room(artifact, settings, facts, free)
+        _check_room(artifact, settings, facts, detect().cores, free)
         made = arguments.compile_arguments(
             artifact,
             settings,
@@ -175,12 +176,12 @@ def _name(folder: Path) -> str:
     return Artifact.open(folder).model if (folder / RECIPE).is_file() else folder.resolve().name
 
 
-def _check_room(folder: Path, settings: Settings, facts: ModelFacts, free: float) -> None:
+def _check_room(folder: Path, settings: Settings, facts: ModelFacts, cores: int, free: float) -> None:
     """Raise NotEnoughError if weights and cache don't fit into the memory that is free."""
     from quicksilver.engines.llamacpp import files
 
     weights_mb = files.size(folder) / 1e6
-    tokens = arguments.context_tokens(settings, facts, int(free - files.size(folder)))
+    tokens = arguments.context_tokens(settings, facts, cores, int(free - files.size(folder)))
     cache_mb = tokens * arguments.kv_bytes(settings, facts) / 1e6
     # A pass holds its logits and some states of each of its tokens.
     work_mb = RUNTIME_MB + arguments.UBATCH * (facts.vocab_size + 8 * facts.intermediate_size) * 4 / 1e6

@@ -15,6 +15,8 @@ UBATCH = 512
 """Tokens in one forward pass at most, llama.cpp's own default: larger ones only take more memory on a CPU."""
 NGRAM = 3
 """Tokens that have to match before what followed them is guessed: llama.cpp looks up one length, not the longest."""
+STREAMS_PER_CORE = 8
+"""Streams that a core decodes at once at most: more gain nothing here, and each takes its share of the cache at the start."""
 TOKENS_PER_STREAM = 1024
 """What a stream is given of the KV cache, which llama.cpp takes whole at the start, if nothing is said of its size."""
 KV_TYPES = {"default": "f16", "f32": "f32", "f16": "f16", "bf16": "bf16", "u8": "q8_0", "u4": "q4_0"}
@@ -29,6 +31,7 @@ PROPERTIES = {
     "ctx-size": "tokens of KV cache, which all streams share",
     "flash-attn": "on, off or auto",
     "load-mode": "auto, none, mmap, mlock or mmap+mlock",
+    "parallel": "streams that are decoded at once; more wait for their turn",
     "numa": "distribute, isolate or numactl",
     "poll": "0 to 100: how busily threads wait for work",
     "prio": "0 to 3: priority of the threads",
@@ -42,7 +45,14 @@ PROPERTIES = {
 """What Settings.properties may name: arguments of the server that nothing else sets, or that are set against the rest."""
 
 
-def context_tokens(settings: Settings, facts: ModelFacts, free_bytes: int | None = None) -> int:
+def slots(settings: Settings, cores: int) -> int:
+    """Return how many streams are decoded at once: `max_streams`, as far as the cores are enough for them."""
+    if "parallel" in settings.properties:
+        return _whole(settings.properties["parallel"], "parallel")
+    return min(settings.max_streams, STREAMS_PER_CORE * cores)
+
+
+def context_tokens(settings: Settings, facts: ModelFacts, cores: int, free_bytes: int | None = None) -> int:
     """Return the tokens of KV cache that all streams share.
 
     What `kv_cache_gb` holds; else TOKENS_PER_STREAM for each, at least one whole context, and no more than half of `free_bytes`.
@@ -50,11 +60,12 @@ def context_tokens(settings: Settings, facts: ModelFacts, free_bytes: int | None
     if "ctx-size" in settings.properties:
         return _whole(settings.properties["ctx-size"], "ctx-size")
     per_token = kv_bytes(settings, facts)
-    most = settings.max_streams * facts.max_positions
+    streams = slots(settings, cores)
+    most = streams * facts.max_positions
     if settings.kv_cache_gb:
         wanted = int(settings.kv_cache_gb * 1e9 / per_token)
     else:
-        wanted = max(facts.max_positions, settings.max_streams * TOKENS_PER_STREAM)
+        wanted = max(facts.max_positions, streams * TOKENS_PER_STREAM)
         if free_bytes is not None:
             wanted = min(wanted, int(free_bytes / 2 / per_token))
     return max(256, min(wanted, most) // 256 * 256)
@@ -106,8 +117,8 @@ def compile_arguments(
         "port": port,
         "threads": threads,
         "threads-batch": threads,
-        "parallel": settings.max_streams,
-        "ctx-size": context_tokens(settings, facts, free_bytes),
+        "parallel": slots(settings, cores),
+        "ctx-size": context_tokens(settings, facts, cores, free_bytes),
         "kv-unified": True,
         "batch-size": batch,
         "ubatch-size": min(UBATCH, settings.max_batched_tokens),

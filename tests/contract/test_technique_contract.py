@@ -56,14 +56,3 @@ class TestThoseForLlamaCpp(TechniqueContract):
     def technique(cls, request: pytest.FixtureRequest, home: Path) -> Technique:
         environments.add("llamacpp", say=print)
         return techniques.make(request.param)
-
-
-class TestDraftForLlamaCpp(TechniqueContract):
-    engine: ClassVar[str] = "llamacpp"
-    settings: ClassVar[Settings] = Settings(max_streams=4)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def technique(cls, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Technique:
-        environments.add("llamacpp", say=print)
-        return example("draft", tmp_path_factory.mktemp("draft"))

@@ -101,6 +101,7 @@ def optimize(
     itl_p95_ms: float | None = None,
     memory_mb: float | None = None,
     engine: str = "openvino",
+    engines: str | Sequence[str] | None = None,
     recipes: Sequence[Recipe] | None = None,
     streams: Sequence[int] | None = None,
     budget_minutes: float | None = None,
@@ -120,17 +121,20 @@ def optimize(
 ) -> Optimization:
     """Find, prove and build the best way to serve a model on this machine.
 
+    With `engines`, names or "all", the recipes of several engines are measured in one run: what they are compared with is the as-is model
+    on the first of them that tells the log-probabilities of a prompt. Of all, those that aren't installed are left out.
+
     `metric` scores answers: a name such as f1, `regex:PATTERN`, or `path/to/file.py:function`; `judge` is the URL of a model that compares
     them. It ends after `budget_minutes` (10, or 3 if it is `quick`), after `trials` recipes were raced, or when what is left promises less
     than a race can tell apart. `quick` tries nothing that has to be calibrated, and races the best only once more. The same call
     again takes up a run that was interrupted. Raises QuicksilverError, one clear sentence.
     """
-    from quicksilver import engines
     from quicksilver.bench import metrics, report
     from quicksilver.bench.judge import Judge
     from quicksilver.bench.price import price as make_price
     from quicksilver.engines.remote import connect
     from quicksilver.hardware import detect
+    from quicksilver.search.choosing import chosen_engines
     from quicksilver.search.optimize import optimize as carry_out
     from quicksilver.search.outcome import keep_artifact
     from quicksilver.search.run import open_run
@@ -146,7 +150,7 @@ def optimize(
         raise BadInputError("A budget is a positive number of minutes.")
     if trials is not None and trials < 1:
         raise BadInputError("A search needs at least one trial.")
-    version = engines.installed(engine).version()
+    driven = chosen_engines(engines if engines is not None else [engine])
     if recipes is not None and not recipes:
         raise BadInputError("The list of recipes is empty: leave it out to search the whole space.")
     model, workload = str(model), str(workload)
@@ -162,7 +166,7 @@ def optimize(
     tell = progress or silent
     tell(Event("prepare", f"model {model}"))
     found = models.resolve(model, accept_licence=accept_licence)
-    given = [_rebased(r, found, engine, accept_licence=accept_licence) for r in recipes] if recipes else None
+    given = [_rebased(r, found, driven.names, accept_licence=accept_licence) for r in recipes] if recipes else None
     load = workload_of(workload, prompts, seed, streams)
     scored_by = metrics.chosen(metric, load, needed=max_task_loss is not None and judge is None)
     judging = connect(judge, judge_model, judge_key_env) if judge is not None else None
@@ -170,7 +174,7 @@ def optimize(
         "model": found.fingerprint,
         "workload": load.hash,
         "goal": wanted.hash,
-        "engine": version,
+        "engine": driven.identity,
         "recipes": [r.hash for r in given] if given else None,
         "budget": budget_minutes,
         "trials": trials,
@@ -178,7 +182,8 @@ def optimize(
     }
     run = open_run(runs, found.name, inputs, run_id=run_id, budget_s=budget_minutes * 60, progress=tell, begun=begun)
     called = command or _call(model, workload, goal)
-    search = Search(run, found, load, wanted, price, engine, called, metrics=scored_by)
+    search = Search(run, found, load, wanted, price, driven.names[0], called, metrics=scored_by)
+    search.others, search.left_out, search.reader_engine = driven.names[1:], list(driven.left_out), driven.reader
     search.judge = Judge(judging, run.folder / "verdicts.jsonl") if judging is not None else None
     search.trials, search.quick = trials, quick
     with run.watching():
@@ -402,18 +407,23 @@ def _recall_certificate(result: Result, folder: Path) -> None:
 
     if result.best is None or not (folder / "artifact").is_dir():
         return
-    found = report.load_certificate(_certificate_path(Artifact.open(folder)))
-    if found is not None and found.tools == result.tools and found.hardware.cpu == result.hardware.cpu:
+    artifact = Artifact.open(folder)
+    found = report.load_certificate(_certificate_path(artifact))
+    if (
+        found is not None
+        and found.tools == building.tools(artifact.engine)
+        and found.hardware.cpu == result.hardware.cpu
+    ):
         report.keep(found, folder)
 
 
-def _rebased(recipe: Recipe, model: Model, engine: str, *, accept_licence: bool) -> Recipe:
-    """Return a recipe under the model's own name. Raises BadInputError if it is for another model or engine."""
+def _rebased(recipe: Recipe, model: Model, engines: Sequence[str], *, accept_licence: bool) -> Recipe:
+    """Return a recipe under the model's own name. Raises BadInputError if it is for another model, or an engine that isn't searched."""
     from quicksilver.sources import models
 
-    if recipe.engine != engine:
+    if recipe.engine not in engines:
         raise BadInputError(
-            f"The recipe {recipe.label} is for the engine {recipe.engine}, and the search for {engine}."
+            f"The recipe {recipe.label} is for the engine {recipe.engine}, and the search for {', '.join(engines)}."
         )
     if recipe.model == model.source:
         return recipe

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quicksilver import engines
 from quicksilver.nouns import Recipe, Settings, Technique
 from quicksilver.search.fit import Load, fit
 from quicksilver.techniques import make
@@ -54,3 +55,12 @@ def test_only_what_is_well_over_a_limit_is_dropped(streams: int, context: int, l
     if found.exceeds(limit):
         assert found.total > limit
     assert not found.exceeds(found.total)
+
+
+def test_an_engine_that_takes_its_cache_whole_is_counted_with_it() -> None:
+    engine = engines.find("llamacpp")
+    whole = fit(LARGE, (), settings_of([]), LOAD, engine=engine)
+    assert whole.kv_cache > fit(LARGE, (), settings_of([]), LOAD, engine=engines.find("openvino")).kv_cache
+    assert "llamacpp takes at its start" in whole.sentence(1000)
+    # More streams are given more of it, though the load is the same.
+    assert fit(LARGE, (), settings_of([], max_streams=256), LOAD, engine=engine).kv_cache > whole.kv_cache

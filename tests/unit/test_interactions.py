@@ -69,6 +69,22 @@ def test_settings_of_its_own_are_a_part() -> None:
     assert table.product[0] is not None and table.product[0].value == pytest.approx(1.65)
 
 
+def test_another_engine_than_that_of_the_as_is_model_is_a_part() -> None:
+    engine = interactions.OnEngine("swift", {1: ratio(1.2)})
+    measured: dict[interactions.Stack, interactions.Ratios] = {(INT8,): {1: ratio(1.8)}, (LOOKUP,): {1: ratio(1.5)}}
+    table = interactions.table((INT8, LOOKUP), [1], {1: ratio(2.0)}, measured, {}, engine=engine, prefix="swift: ")
+    assert [part.label for part in table.parts] == ["swift: as-is", "swift: int8", "swift: prompt-lookup"]
+    assert table.parts[1].remark == "with what swift gives alone"
+    # Each technique's figure has the engine in it, which counts once.
+    assert table.product[0] is not None and table.product[0].value == pytest.approx(1.2 * (1.8 / 1.2) * (1.5 / 1.2))
+    own: dict[interactions.Stack, interactions.Ratios] = {(): {1: ratio(1.3)}, (INT8,): {1: ratio(1.8)}}
+    table = interactions.table(
+        (INT8,), [1], {1: ratio(2.0)}, own, {}, settings="settings(threads=1)", engine=engine, prefix="swift: "
+    )
+    assert table.label == "swift: int8 + settings(threads=1)"
+    assert table.product[0] is not None and table.product[0].value == pytest.approx(1.3 * 1.8 / 1.2)
+
+
 def test_a_technique_that_needs_the_whole_stack_is_the_stack() -> None:
     table = interactions.table((INT8, BOLD), [1], {1: ratio(1.8)}, {(INT8,): {1: ratio(1.5)}}, {})
     assert table.parts[1].ratios == (ratio(1.8),)

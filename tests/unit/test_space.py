@@ -138,3 +138,21 @@ def test_alternatives_are_combined_with_each_other_and_with_nothing_twice() -> N
     }
     assert stacks == expected
     assert detect().cores > 0
+
+
+def test_the_engine_is_a_dimension_where_there_are_several() -> None:
+    int8, lookup = techniques.make("int8"), techniques.make("prompt-lookup")
+    one = space.Options([(), (int8,)], [lookup], {"threads": (0, 1), "max_streams": (64,)}, engine="one")
+    other = space.Options([()], [], {"threads": (0, 2)}, engine="other")
+    where = space.union([one, other])
+    assert len(where) == 2 * 2 * 2 + 2
+    assert len({tuple(row) for row in where.codes.tolist()}) == len(where)
+    names = {dimension.name: dimension for dimension in where.dimensions}
+    assert names["engine"].values == ("one", "other")
+    assert names["engine"].numeric and not names["engine"].ordered and not names["engine"].setting
+    assert set(names["threads"].values) == {0, 1, 2}
+    assert where.index(Configuration((), engine="other")) is not None
+    assert where.index(Configuration((int8,), engine="other")) is None
+    # The same techniques on two engines are two models: each has to prove its quality.
+    assert Configuration((), engine="one").computes != Configuration((), engine="other").computes
+    assert "engine" not in {dimension.name for dimension in space.union([one]).dimensions}

@@ -182,7 +182,7 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
     """The heads and rows of a table of all that was measured of quality; empty if nothing was."""
     having = [(c.label, c.score.quality) for c in findings.measured(result) if c.score.quality is not None]
     tasks = list(dict.fromkeys(name for _, quality in having for name in quality.task))
-    heads = ["gate", "perplexity", "KL, nats", "divergence, nats", "loss on own answers, %", "KL there, nats", "same answers, %",
+    heads = ["gate", "perplexity", "loss by answers, %", "KL, nats", "divergence, nats", "loss on own answers, %", "KL there, nats", "same answers, %",
              "same start, %", *tasks, "task loss, %", "preferred by the judge, %", "tokens"]  # fmt: skip
     rows = [
         (
@@ -190,6 +190,7 @@ def quality_details(result: Result) -> tuple[list[str], list[tuple[str, list[Cel
             [
                 Cell() if quality.judgement is None else Cell(quality.judgement.outcome, quality.judgement.reason),
                 Cell() if quality.perplexity is None else Cell(f"{quality.perplexity:.2f}"),
+                _ranged(quality.answer_loss_percent),
                 _ranged(quality.kl, findings.number),
                 Cell(findings.number(quality.divergence)),
                 _ranged(quality.own_loss_percent),

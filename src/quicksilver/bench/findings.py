@@ -84,7 +84,7 @@ def timed(latency: Latency) -> bool:
 
 def loss(candidate: Candidate) -> Figure | None:
     """The quality loss in percent, if it could be measured."""
-    return candidate.score.quality.loss_percent if candidate.score.quality is not None else None
+    return candidate.score.quality.loss if candidate.score.quality is not None else None
 
 
 def interval(figure: Figure, form: Callable[[float], str] = number) -> str:

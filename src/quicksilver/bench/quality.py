@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure, Quality
 from quicksilver.nouns.workload import Prompt, Task
+
+if TYPE_CHECKING:
+    from quicksilver.bench.regret import Said
 
 
 class UnmeasurableError(QuicksilverError):
@@ -60,12 +63,14 @@ class Evaluation:
     answers: Sequence[Sample] = field(default_factory=list)
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Task metric → prompt id → score of the answer; without it `compare` scores answers by the references."""
+    said: Sequence[Said] = field(default_factory=list)
+    """Where there are no log-probabilities: answers as the as-is model reads them (quicksilver.bench.regret)."""
 
 
-def tokenize(endpoint: Endpoint, prompt: Prompt, *, timeout_s: float = 60.0) -> list[int]:
+def tokenize(endpoint: Endpoint, prompt: Prompt, *, special: bool = True, timeout_s: float = 60.0) -> list[int]:
     """Return a prompt's token ids, as the server's own chat template and tokenizer make them.
 
-    POST /tokenize beside /v1, in vLLM's shape. Raises UnmeasurableError if the server has no such path.
+    Without `special` a text is the middle of one: nothing is put around it. POST /tokenize beside /v1, in vLLM's shape. Raises UnmeasurableError if the server has no such path.
     """
     if prompt.token_ids is not None:
         return list(prompt.token_ids)
@@ -74,6 +79,7 @@ def tokenize(endpoint: Endpoint, prompt: Prompt, *, timeout_s: float = 60.0) -> 
         body |= {"messages": [m.model_dump() for m in prompt.messages], "add_generation_prompt": True}
     else:
         body["prompt"] = prompt.prompt
+        body |= {} if special else {"add_special_tokens": False}
     url = endpoint.url.rstrip("/").removesuffix("/v1") + "/tokenize"
     answer = _post(url, body, endpoint, "split a text into tokens", timeout_s)
     tokens = answer.get("tokens")
@@ -87,7 +93,7 @@ def prompt_logprobs(endpoint: Endpoint, token_ids: Sequence[int], *, timeout_s: 
 
     POST /completions with `echo` and `logprobs`, as the OpenAI API had it. Raises UnmeasurableError if the server can't.
     """
-    return _echo(endpoint, token_ids, {"logprobs": 1}, timeout_s)[0]
+    return echo(endpoint, token_ids, {"logprobs": 1}, timeout_s)[0]
 
 
 def score(
@@ -103,17 +109,20 @@ def score(
         return PromptLogprobs(prompt_id, tokens, prompt_logprobs(endpoint, tokens, timeout_s=timeout_s))
     wanted = {"logprobs": divergence.LIKELIEST, "return_tokens_as_token_ids": True}
     try:
-        logprobs, told = _echo(endpoint, tokens, wanted, timeout_s)
+        logprobs, told = echo(endpoint, tokens, wanted, timeout_s)
         likeliest = divergence.read(told, divergence.places(len(text), len(own)))
     except UnmeasurableError:
         logprobs, likeliest = prompt_logprobs(endpoint, tokens, timeout_s=timeout_s), {}
     return PromptLogprobs(prompt_id, tokens, logprobs, len(own), likeliest)
 
 
-def _echo(
+def echo(
     endpoint: Endpoint, token_ids: Sequence[int], wanted: Mapping[str, Any], timeout_s: float
 ) -> tuple[list[float | None], Any]:
-    """Return the log-probabilities of a prompt's tokens, and what the server tells of the likeliest ones, as it is."""
+    """Return the log-probabilities of a prompt's tokens, and what the server tells of the likeliest ones, as it is.
+
+    Raises as prompt_logprobs does.
+    """
     body = {
         "model": endpoint.model,
         "prompt": list(token_ids),
@@ -245,15 +254,17 @@ def compare(
     over the tokens that both have, the loss with a bootstrap over prompts, drawn in pairs. Agreement, common prefix and
     task scores are taken over prompts that both answered. The task's loss is the relative fall, in percent, of the
     first of its scores; it needs a baseline above 0. `prompts` bring the references and the groups. With a `goal` the
-    gate judges by its limits; `planned` is how many prompts it reads at most, the ones here by default, and `losses` are
+    gate judges by its limits, and where there are no log-probabilities by what the as-is model holds against the answers; `planned` is how many prompts it reads at most, the ones here by default, and `losses` are
     more that it is to judge. Raises BadInputError if the two don't share their prompts' tokens, or if there is nothing to compare at all.
     """
+    from quicksilver.bench import regret
+
     rows, distance = _gaps(candidate.logprobs, baseline.logprobs)
     own_rows, _ = _gaps(candidate.logprobs, baseline.logprobs, own=True)
     own = perplexity(candidate.logprobs)
     mine, theirs = metrics.texts(candidate.answers), metrics.texts(baseline.answers)
     shared = [name for name in mine if name in theirs]
-    if own is None and not shared and not losses:
+    if own is None and not shared and not candidate.said and not losses:
         raise BadInputError(
             "There is nothing to judge quality by: no log-probabilities, and no prompt that both answered."
         )
@@ -263,6 +274,9 @@ def compare(
     before = baseline.scores or metrics.score(theirs, asked, metrics.of_task(task)[:1])
     limits = goal or Goal()
     found = [gate.quality_loss(rows, limits, gate.level(len(rows), planned or len(rows)))]
+    said = regret.rows(candidate.said, baseline.said)
+    if said and not rows:
+        found.append(regret.loss(said, limits, gate.level(len(said), planned or len(said))))
     first = next(iter(scored), None)
     lost = task_rows(scored[first], before[first]) if first is not None and first in before else {}
     if first is not None and lost:
@@ -270,6 +284,7 @@ def compare(
     return Quality(
         perplexity=own and own[0],
         loss_percent=_loss(rows, seed),
+        answer_loss_percent=_loss(said, seed),
         divergence=distance / math.fsum(count for _, count in rows.values()) if rows else None,
         kl=_mean(divergence.rows(candidate.logprobs, baseline.logprobs), seed),
         own_loss_percent=_loss(own_rows, seed),
@@ -279,8 +294,11 @@ def compare(
         task={name: mean_figure(list(values.values()), seed=seed) for name, values in scored.items()},
         task_loss_percent=_relative_loss(lost, seed),
         judgement=gate.judge([*found, *losses], groups={p.id: p.group for p in prompts}, seed=seed) if goal else None,
-        tokens=own[1] if own else 0,
-        prompts=len(candidate.logprobs) or len(shared) or max((len(loss.rows) for loss in losses), default=0),
+        tokens=own[1] if own else sum(item.tokens for item in candidate.said),
+        prompts=len(candidate.logprobs)
+        or len(candidate.said)
+        or len(shared)
+        or max((len(loss.rows) for loss in losses), default=0),
     )
 
 

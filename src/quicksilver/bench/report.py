@@ -318,7 +318,11 @@ def keep(certificate: Certificate, folder: Path) -> Path:
 def certificate_of(result: Result, folder: Path) -> Certificate | None:
     """The certificate of a run's winner, if its folder has one."""
     found = load_certificate(folder / CERTIFICATE)
-    return found if found is not None and found.label == result.best else None
+    best = result.candidate(result.best) if result.best is not None else None
+    if found is None or best is None:
+        return None
+    # An artefact doesn't know that its search had several engines, which puts the engine's name before the label.
+    return found if found.label in (best.label, best.label.removeprefix(f"{best.recipe.get('engine')}: ")) else None
 
 
 def write_whole(path: Path, text: str) -> None:

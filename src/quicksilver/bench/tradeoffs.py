@@ -71,7 +71,7 @@ def presets_listed(presets: Sequence[Preset], mine: Sequence[bool]) -> Table:
 
 def lost(preset: Preset) -> str:
     """A preset's quality loss in percent, with its interval."""
-    found = preset.quality.loss_percent if preset.quality is not None else None
+    found = preset.quality.loss if preset.quality is not None else None
     if found is None:
         return NOTHING
     between = interval(found, percent)

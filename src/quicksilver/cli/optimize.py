@@ -53,6 +53,11 @@ if TYPE_CHECKING:
 )
 @click.option("--engine", default="openvino", show_default=True, metavar="NAME", help="See `quicksilver engines`.")
 @click.option(
+    "--engines",
+    metavar="LIST",
+    help="Measure several engines in one run, such as openvino,llamacpp; all: those that are installed.",
+)
+@click.option(
     "--recipe",
     "recipe_files",
     multiple=True,
@@ -101,6 +106,7 @@ def optimize(
     itl_p95_ms: float | None,
     memory_mb: float | None,
     engine: str,
+    engines: str | None,
     recipe_files: tuple[Path, ...],
     streams: tuple[int, ...] | None,
     budget_minutes: float | None,
@@ -141,6 +147,7 @@ def optimize(
             itl_p95_ms=itl_p95_ms,
             memory_mb=memory_mb,
             engine=engine,
+            engines=engines,
             recipes=recipes or None,
             streams=streams,
             budget_minutes=budget_minutes,

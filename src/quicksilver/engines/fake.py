@@ -46,7 +46,7 @@ from quicksilver.nouns import (
     Step,
     Technique,
 )
-from quicksilver.nouns.engine import DecoderStats
+from quicksilver.nouns.engine import Abilities, DecoderStats
 
 FILE = "fake.json"
 NOT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -80,6 +80,7 @@ class Fake(Engine):
 
     name: ClassVar[str] = "fake"
     format: ClassVar[str] = "fake"
+    abilities: ClassVar[Abilities] = Abilities(pretends=True)
 
     def version(self) -> str:
         """Return the project's version: it is built in."""

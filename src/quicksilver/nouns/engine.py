@@ -169,6 +169,8 @@ class Abilities:
     """Its server is a process of ours: it starts, ends and is accounted for here."""
     own_server: bool = False
     """Answers by its own server (`Engine.command`), and not behind our gateway: that has no recording and no taking over."""
+    pretends: bool = False
+    """Has no model behind its answers, such as `fake`: a search of all engines leaves it out."""
     native: bool = False
     """Can be built for this machine's CPU (`build_native`)."""
     running: str = "vllm:num_requests_running"
@@ -222,6 +224,13 @@ class Engine(ABC):
         found["threads"] = tuple(n for n in found["threads"] if n < hardware.cores)
         found["max_streams"] = tuple(n for n in found["max_streams"] if 2 * n >= streams)
         return found
+
+    def cache_tokens(self, settings: Settings, facts: ModelFacts, held: int) -> int:
+        """Return the tokens of KV cache that take memory while a load holds so many.
+
+        By default these, since memory that isn't touched isn't taken; an engine that takes its cache whole at the start says how much that is.
+        """
+        return held
 
     def check(self, technique: Technique) -> None:
         """Raise IllegalRecipeError for a technique that it can't build or serve: by default one that is for other formats.

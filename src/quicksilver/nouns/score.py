@@ -174,6 +174,11 @@ class Quality(Noun):
     loss_percent: Figure | None = Field(
         None, description="rise of perplexity over the as-is model's, percent, paired bootstrap"
     )
+    answer_loss_percent: Figure | None = Field(
+        None,
+        description="where the engine tells no log-probabilities of a prompt: rise of its answers' perplexity under the as-is model over "
+        "what that would have chosen in each place, percent",
+    )
     divergence: float | None = Field(None, description="mean |log p - log p_as_is| of the reference tokens, nats")
     kl: Figure | None = Field(
         None,
@@ -189,8 +194,13 @@ class Quality(Noun):
     task_loss_percent: Figure | None = None
     preference: Preference | None = Field(None, description="of a language model as the judge, where one was asked")
     judgement: Judgement | None = Field(None, description="of the quality gate; None without anything to judge by")
-    tokens: int = Field(description="tokens that the perplexity is taken over")
+    tokens: int = Field(description="tokens that the loss is taken over")
     prompts: int
+
+    @property
+    def loss(self) -> Figure | None:
+        """The loss that counts, percent: of perplexity, or by the answers where that isn't known."""
+        return self.loss_percent if self.loss_percent is not None else self.answer_loss_percent
 
 
 class Cost(Noun):

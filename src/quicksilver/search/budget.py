@@ -33,7 +33,11 @@ class Final:
 
     def round_s(self, search: Search) -> float:
         """Seconds that a round of it takes; 0 while nothing was raced."""
-        return (START_COST + FINAL_COST * self.share) * (self.finalists + 1) * (search.entry_s or 0.0)
+        return (
+            (START_COST + FINAL_COST * self.share)
+            * (self.finalists + 1 + bool(search.others))
+            * (search.entry_s or 0.0)
+        )
 
 
 SIZES = (Final(2, 1.0), Final(2, 0.5), Final(1, 0.5))

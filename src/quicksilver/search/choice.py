@@ -41,13 +41,8 @@ def excess(candidate: Candidate, goal: Goal) -> list[tuple[str, float]]:
         over.append(
             (judged.reason, max(1.0, judged.term.loss.value / judged.term.limit) if judged.term.limit else math.inf)
         )
-    elif (
-        judged is None
-        and score.quality is not None
-        and score.quality.loss_percent is not None
-        and not candidate.baseline
-    ):
-        limit("quality loss", score.quality.loss_percent.value, goal.max_quality_loss, " %")
+    elif judged is None and score.quality is not None and score.quality.loss is not None and not candidate.baseline:
+        limit("quality loss", score.quality.loss.value, goal.max_quality_loss, " %")
     limit("memory", score.memory_mb, goal.memory_mb, " MB")
     for speed in score.speed:
         at = _streams(speed)

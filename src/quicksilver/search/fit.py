@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quicksilver.nouns.engine import Engine
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.technique import Technique
@@ -61,20 +62,30 @@ def weights_mb(facts: ModelFacts, stack: Sequence[Technique]) -> float:
 
 
 def fit(
-    facts: ModelFacts, stack: Sequence[Technique], settings: Settings, load: Load, runtime_mb: float = RUNTIME_MB
+    facts: ModelFacts,
+    stack: Sequence[Technique],
+    settings: Settings,
+    load: Load,
+    runtime_mb: float = RUNTIME_MB,
+    *,
+    engine: Engine | None = None,
 ) -> Fit:
     """Estimate what a stack's server takes under a load. `settings` are those with what the techniques set.
 
-    The cache is counted as far as the load fills it: memory that isn't touched isn't taken. Activations are those of one forward
+    The cache is counted as far as the load fills it, unless the `engine` takes it whole at its start. Activations are those of one forward
     pass: hidden states, the two halves of the feed-forward network and attention, in 32 bits, and a row of logits for each stream.
     """
     each = facts.kv_elements_per_token * KV_BYTES.get(settings.kv_precision, 2.0) / 1e3
     streams = min(load.streams, settings.max_streams)
-    held = streams * load.context * each / 1e3
+    filled = streams * load.context
+    tokens = filled if engine is None else engine.cache_tokens(settings, facts, filled)
+    held = tokens * each / 1e3
     detail = f"{streams} streams of {load.context:,} tokens at {each:.1f} kB"
+    if tokens != filled:
+        detail = f"{tokens:,} tokens at {each:.1f} kB, which {engine.name if engine else ''} takes at its start"
     if settings.kv_cache_gb and settings.kv_cache_gb * 1e3 < held:
         held, detail = settings.kv_cache_gb * 1e3, f"limited to {settings.kv_cache_gb:g} GB"
-    tokens = min(settings.max_batched_tokens, streams * load.context)
+    tokens = min(settings.max_batched_tokens, filled)
     wide = 4 * facts.hidden_size + 2 * facts.intermediate_size
     activations = 4 * (tokens * wide + streams * facts.vocab_size) / 1e6
     return Fit(weights_mb(facts, stack), held, activations, runtime_mb, detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,14 @@ Stack = tuple[Technique, ...]
 Ratios = Mapping[int, Figure]
 """Tokens/s against the as-is model by concurrency."""
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class OnEngine:
+    """An engine that isn't the one of the as-is model that all is compared with, and what it gives with the model as it comes."""
+
+    name: str
+    ratios: Ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +83,48 @@ def table(
     missing: Mapping[Stack, str],
     *,
     settings: str = "",
+    engine: OnEngine | None = None,
+    prefix: str = "",
 ) -> Interactions:
     """Set the measured ratios of a stack's techniques beside that of the stack and the product that they would have promised.
 
     `together` has the ratios of the stack, `measured` those of the stacks of `needed` that were measured; `missing` says why
     others weren't. A technique that can't run alone counts in the product by what it adds to what it needs. `settings` names the
-    engine settings of the stack, where it has any.
+    engine settings of the stack, where it has any. `engine` is its engine, if the as-is model was served by another: then that is a part
+    of its own, and what is measured on it counts by what it adds. `prefix` comes before each label.
     """
-    known = measured if settings else {**measured, tuple(stack): together}
+    known: dict[Stack | None, Ratios] = dict(measured.items())
+    if not settings:
+        known[tuple(stack)] = together
 
     def part(technique: str, label: str, stack: Stack, remark: str) -> Part:
         unknown = "" if stack in known else f"not measured: {missing.get(stack, 'there was no time for it')}"
         ratios = tuple(known.get(stack, {}).get(c) for c in concurrencies)
-        return Part(technique=technique, label=label, ratios=ratios, remark="; ".join(filter(None, (remark, unknown))))
+        remarks = "; ".join(filter(None, (remark, unknown)))
+        return Part(technique=technique, label=prefix + label, ratios=ratios, remark=remarks)
 
-    parts: list[Part] = [part("settings", settings, (), "")] if settings else []
-    powers: dict[Stack, int] = {(): 1} if settings else {}
+    parts: list[Part] = []
+    powers: Counter[Stack | None] = Counter()
+    on = f"with what {engine.name} gives alone" if engine is not None else ""
+    if engine is not None:
+        known[None] = engine.ratios
+        ratios = tuple(engine.ratios.get(c) for c in concurrencies)
+        parts.append(Part(technique=f"engine {engine.name}", label=f"{prefix}as-is", ratios=ratios))
+        powers[None] += 1
+    if settings:
+        parts.append(part("settings", settings, (), on))
+        powers[()] += 1
+        powers[None] -= engine is not None
     for one in alone(stack):
         remark = f"{one.technique.name()} can't run without {_label(one.rest)}, so they are shown together"
-        parts.append(part(one.technique.label, _label(one.stack), one.stack, remark if one.rest else ""))
-        powers[one.stack] = powers.get(one.stack, 0) + 1
+        parts.append(part(one.technique.label, _label(one.stack), one.stack, remark if one.rest else on))
+        powers[one.stack] += 1
         if one.rest:
-            powers[one.rest] = powers.get(one.rest, 0) - 1
+            powers[one.rest] -= 1
+        elif engine is not None:
+            powers[None] -= 1
     return Interactions(
-        label=" + ".join(filter(None, (_label(tuple(stack)), settings))),
+        label=prefix + " + ".join(filter(None, (_label(tuple(stack)), settings))),
         concurrencies=tuple(concurrencies),
         parts=tuple(parts),
         stack=tuple(together.get(c) for c in concurrencies),

@@ -58,7 +58,7 @@ def _middle(served: Sequence[Mapping[str, float | None]], name: str) -> float | 
 def candidate_of(search: Search, entry: Entry) -> Candidate:
     recipe = entry.recipe
     return Candidate(
-        label=recipe.label,
+        label=entry.label,
         recipe=recipe.model_dump(mode="json") | {"techniques": [t.identity() for t in recipe.techniques]},
         recipe_hash=entry.hash,
         baseline=entry is search.baseline,
@@ -93,7 +93,7 @@ def result_of(search: Search) -> Result:
         goal=search.goal,
         price=search.price,
         hardware=detect(),
-        tools=building.tools(search.engine),
+        tools=_tools(search),
         candidates=(*judged, *behind, *extra),
         best=best,
         why=why,
@@ -102,6 +102,17 @@ def result_of(search: Search) -> Result:
         peak_memory_mb=round(run.peak_memory_mb),
         cost_model_error=search.cost_model_error,
     )
+
+
+def _tools(search: Search) -> dict[str, str]:
+    """The versions of what was measured with: of the first engine, and of each further one under its name."""
+    found = building.tools(search.engine)
+    for name in (name for name in search.others if name not in search.lost):
+        more = building.tools(name)
+        found |= {f"engine {name}": more.pop("engine")} | {
+            key: value for key, value in more.items() if key not in found
+        }
+    return found
 
 
 def _seconds(run: Run) -> dict[str, float]:
@@ -125,7 +136,7 @@ def _lengths(search: Search) -> Lengths | None:
 
 def with_speculation(search: Search, result: Result) -> Result:
     """Measure what guessing costs and gains the winner by load, and keep that in its artefact and the result."""
-    winner = next((e for e in search.entries if e.recipe.label == result.best), None)
+    winner = next((e for e in search.entries if e.label == result.best), None)
     if winner is None or winner.artifact is None or winner.artifact.settings.speculation is None:
         return result
     run, artifact = search.run, winner.artifact
@@ -137,10 +148,10 @@ def with_speculation(search: Search, result: Result) -> Result:
     prompts = {p.id: p for p in search.workload.evaluation}
     samples = [s for s in run.samples(winner.hash, winner.rounds) if s.text and s.prompt_id in prompts]
     answers = [(prompts[s.prompt_id], s.text) for s in samples[:ANSWERS]]
-    run.tell("speculation", f"{winner.recipe.label}: steps by streams and guessed tokens")
+    run.tell("speculation", f"{winner.label}: steps by streams and guessed tokens")
     with run.phase("speculation"):
         try:
-            table = engines.find(search.engine).speculation_table(artifact.path, artifact.settings, answers)
+            table = engines.find(winner.engine).speculation_table(artifact.path, artifact.settings, answers)
         except EngineError as error:
             run.remark(str(error))
             return result.model_copy(update={"remarks": tuple(run.remarks)})
@@ -156,7 +167,7 @@ def keep_artifact(search: Search, result: Result) -> None:
     """Put the winner's artefact into the run's folder, by hard links."""
     from quicksilver.sources.links import link_all
 
-    winner = next((e for e in search.entries if e.recipe.label == result.best), None)
+    winner = next((e for e in search.entries if e.label == result.best), None)
     if winner is None or winner.artifact is None:
         return
     target = search.run.folder / "artifact"

@@ -158,7 +158,7 @@ def axes(point: Point, best_cost: float, best_latency: float, max_loss: float) -
 
 def _loss(score: Score, *, baseline: bool) -> Figure | None:
     """Return the quality loss, where a gain counts as none: a perplexity that falls by chance is no better quality."""
-    found = score.quality.loss_percent if score.quality is not None else None
+    found = score.quality.loss if score.quality is not None else None
     if found is None:
         return None
     if baseline:

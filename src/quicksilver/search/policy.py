@@ -17,6 +17,8 @@ from quicksilver.search.cost_model import CostModel, Predicted
 from quicksilver.search.space import Configuration, Space
 
 Floats = NDArray[np.float64]
+Numerics = tuple[str, frozenset[Technique]]
+"""An engine, and the techniques that change what it computes (`Configuration.computes`)."""
 
 BATCH = 4
 """Configurations that are raced together, beside the as-is model."""
@@ -86,9 +88,9 @@ class Policy:
     _open: NDArray[np.bool_] = field(init=False)
     _models: list[CostModel] = field(init=False)
     _order: NDArray[np.int64] = field(init=False)
-    _numerics: list[frozenset[Technique]] = field(init=False)
-    _proven: dict[frozenset[Technique], bool] = field(default_factory=dict)
-    _losses: dict[frozenset[Technique], float] = field(default_factory=dict)
+    _numerics: list[Numerics] = field(init=False)
+    _proven: dict[Numerics, bool] = field(default_factory=dict)
+    _losses: dict[Numerics, float] = field(default_factory=dict)
     _quality: CostModel = field(init=False)
     _predicted: list[Predicted] | None = None
     _as_is: int | None = None
@@ -101,7 +103,7 @@ class Policy:
             [self.space.dimensions[n] for n in numeric], self.space.codes[:, numeric], scale=LOSS_SCALE
         )
         self._order = np.random.default_rng(self.seed).permutation(len(self.space))
-        self._numerics = [frozenset(c.numerics) for c in self.space.configurations]
+        self._numerics = [c.computes for c in self.space.configurations]
 
     @property
     def measured(self) -> int:
@@ -132,7 +134,7 @@ class Policy:
 
         If they don't, nothing that shares them is asked for; and what is like them is asked for less.
         """
-        numerics = frozenset(configuration.numerics)
+        numerics = configuration.computes
         self._proven[numerics] = passes
         if loss is None:
             loss = 0.0 if passes else 2.0
@@ -179,6 +181,11 @@ class Policy:
         """The configurations that were measured and may win, best first by what all measurements together say of them."""
         mean = self.merits().mean
         return sorted((i for i in self._told if self._open[i]), key=lambda i: (-mean[i], i))
+
+    def quickest(self) -> int:
+        """The one of `ranked` that gains most at the lowest load."""
+        mean = self.predictions()[0].mean
+        return max(self.ranked(), key=lambda index: float(mean[index]))
 
     def ruled_out(self) -> list[int]:
         """Configurations that weren't measured and fall short of the best that was, even at their optimistic end."""

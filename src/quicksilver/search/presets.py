@@ -36,7 +36,7 @@ def make(search: Search, pick: Pick, entry: Entry, speeds: Sequence[Speed], run:
     return Preset(
         name=pick.name,
         why=pick.why,
-        label=entry.recipe.label,
+        label=entry.label,
         recipe=recipes.to_document(entry.recipe),
         recipe_hash=entry.hash,
         settings=artifact.settings,
@@ -52,7 +52,7 @@ def make(search: Search, pick: Pick, entry: Entry, speeds: Sequence[Speed], run:
         quality=entry.quality,
         price=search.price,
         hardware=detect(),
-        tools=building.tools(search.engine),
+        tools=building.tools(entry.engine),
         commit=_commit(),
         run=run,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from quicksilver import engines
 from quicksilver.bench import gate, greedy, judge, metrics, stats
 from quicksilver.bench import quality as judging
 from quicksilver.bench.load import read_samples
 from quicksilver.bench.quality import Evaluation, PromptLogprobs, UnmeasurableError
-from quicksilver.errors import BadInputError, EngineError
+from quicksilver.errors import BadInputError, EngineError, NotEnoughError
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Quality
 from quicksilver.nouns.technique import Technique
 from quicksilver.nouns.workload import Prompt
-from quicksilver.search import budget
-from quicksilver.search.entries import plan_of
+from quicksilver.search import answers, budget, entries, space
 from quicksilver.search.state import Entry, Search, artifact_of
 from quicksilver.sources import workloads
 from quicksilver.sources.home import home, writable
@@ -34,6 +34,9 @@ def prove_baseline(search: Search, entry: Entry) -> None:
     begun = time.monotonic()
     workload = search.workload
     prompts = [*workload.calibration, *workload.search, *workload.evaluation]
+    if not engines.find(entry.engine).abilities.prompt_logprobs:
+        _prove_reader(search, prompts)
+        return
     with search.run.serving(artifact_of(entry), entry.hash, racing=False) as endpoint:
         try:
             search.token_ids = {p.id: judging.tokenize(endpoint, p) for p in prompts}
@@ -54,33 +57,73 @@ def prove_baseline(search: Search, entry: Entry) -> None:
     entry.quality = judging.compare(Evaluation(entry.logprobs), Evaluation(entry.logprobs))
 
 
+def _prove_reader(search: Search, prompts: Sequence[Prompt]) -> None:
+    """Build the as-is model that reads answers, where the engine of the first tells too little, and check the prompts' lengths."""
+    if not search.reader_engine:
+        search.run.remark(
+            f"The engine {search.engine} tells no log-probabilities of a prompt, and no other is installed that does: what changes the "
+            "model's output can only be judged by the task, which --max-task-loss asks for."
+        )
+        return
+    recipe = space.recipe(search.model, (), search.reader_engine)
+    reader = Entry(recipe=recipe, stack=(), label=f"{search.reader_engine}: {recipe.label}")
+    entries.build(search, reader, must=True)
+    search.reader = reader
+    with search.run.serving(artifact_of(reader), reader.hash, racing=False) as endpoint:
+        try:
+            search.token_ids = {p.id: judging.tokenize(endpoint, p) for p in prompts}
+        except UnmeasurableError as error:
+            search.run.remark(str(error))
+            search.reader = None
+            return
+    lengths = {name: len(ids) for name, ids in search.token_ids.items()}
+    workloads.fits(search.workload, lengths, search.model.facts.max_positions)
+
+
 def prove(search: Search, entry: Entry) -> None:
     """Judge what an entry loses, once for its weights and numerics, in this run or before; what doesn't pass isn't raced."""
-    if entry.artifact is None or not search.baseline.logprobs:
+    if entry.artifact is None:
+        return
+    if not search.baseline.logprobs and search.reader is None:
+        _without_proof(search, entry)
         return
     try:
         begun = time.monotonic()
         with search.run.phase("quality"):
-            if _read_until_decided(search, entry):
+            if not engines.find(entry.engine).abilities.prompt_logprobs:
+                if not answers.read_until_decided(search, entry, READING_SHARE * search.run.budget_s):
+                    _add_reason(entry, "the time for it was up")
+            elif _read_until_decided(search, entry):
                 search.proofs_s.append(time.monotonic() - begun)
-    except (EngineError, UnmeasurableError) as error:
+    except (EngineError, NotEnoughError, UnmeasurableError) as error:
         entry.status, entry.reason = "failed", str(error)
         return
-    if why := objection(entry):
+    if entry.quality is None:
+        # What nothing is known of hasn't passed.
+        entry.status, entry.reason = "screened", "the budget had no time to judge its quality"
+    elif why := objection(entry):
         entry.status, entry.reason = "screened", why
 
 
-def expected_s(search: Search, stack: Sequence[Technique]) -> float:
+def expected_s(search: Search, stack: Sequence[Technique], engine: str) -> float:
     """Seconds that the proof of a stack is likely to take: the mean of those so far; 0 if it was read before, or can't be.
 
     Before the first it is half of what the as-is model took, which is read to the end; most proofs need less.
     """
-    plan = plan_of(search, stack)
+    plan = entries.plan_of(search, stack, engine)
     known = not plan.missing and _Kept.path(search, plan.key).is_file()
     if known or not search.baseline.logprobs or not search.proofs_s:
         return 0.0
     as_is, *others = search.proofs_s
     return sum(others) / len(others) if others else as_is / 2
+
+
+def _without_proof(search: Search, entry: Entry) -> None:
+    """Let what changes the output into the race only if the task's loss has to be proved there: nothing else could be."""
+    tells = engines.find(search.engine).abilities.prompt_logprobs
+    if not tells and search.goal.max_task_loss is None and any(t.changes_output for t in entry.stack):
+        entry.status = "screened"
+        entry.reason = "there is nothing to judge its quality by without a limit of the task's loss"
 
 
 def objection(entry: Entry) -> str | None:
@@ -138,17 +181,17 @@ def _judge(search: Search, entries: Sequence[Entry], said: Mapping[str, Sequence
         entry.hash: metrics.score(metrics.texts(said[entry.hash]), workload.evaluation, search.metrics)
         for entry in entries
     }
-    before = Evaluation(base.logprobs, said[base.hash], scores[base.hash])
+    before = Evaluation(base.logprobs, said[base.hash], scores[base.hash], base.said)
     for entry in entries:
         losses: list[gate.Loss] = []
         preference = None
         if search.judge is not None and entry is not base:
             pairs = _pairs(search, said[base.hash], said[entry.hash])
-            progress = search.run.counter("judge", entry.recipe.label, 0, len(pairs))
+            progress = search.run.counter("judge", entry.label, 0, len(pairs))
             preference, rows = search.judge.compare(pairs, progress)
             losses.append(dataclasses.replace(judge.loss(rows, goal), confidence=confidence))
         found = judging.compare(
-            Evaluation(entry.logprobs, said[entry.hash], scores[entry.hash]),
+            Evaluation(entry.logprobs, said[entry.hash], scores[entry.hash], entry.said),
             before,
             workload.evaluation,
             goal=None if entry is base else goal,
@@ -187,7 +230,7 @@ def _more_answers(search: Search, entry: Entry, prompts: Sequence[Prompt]) -> li
     missing = [p for p in prompts if p.id not in done]
     if not missing:
         return known
-    text = f"{entry.recipe.label}: more answers"
+    text = f"{entry.label}: more answers"
     with search.run.phase("quality"), search.run.serving(artifact_of(entry), entry.hash, racing=False) as endpoint:
         more = judging.answers(
             endpoint,
@@ -241,7 +284,7 @@ def _own_answers(search: Search, endpoint: Endpoint, known: dict[str, list[int]]
     """Return the as-is model's greedy answers to the first prompts, in token ids; none from a server that doesn't tell them."""
     workload = search.workload
     asked = [p for p in workload.evaluation[: greedy.OWN_PROMPTS] if p.id not in known]
-    search.run.tell("quality", f"{search.baseline.recipe.label}: its own answers")
+    search.run.tell("quality", f"{search.baseline.label}: its own answers")
     try:
         return known | greedy.own_answers(
             endpoint, asked, streams=max(workload.concurrencies), max_tokens=workload.max_tokens
@@ -322,7 +365,7 @@ class _Reading:
         if self.endpoint is None or self._seconds + expected_s > READING_SHARE * search.run.budget_s:
             return False
         begun = time.monotonic()
-        label, before = self._entry.recipe.label, len(prompts) - len(missing)
+        label, before = self._entry.label, len(prompts) - len(missing)
         self.kept.add(
             judging.evaluate_texts(
                 self.endpoint,

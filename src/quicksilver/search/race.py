@@ -13,6 +13,7 @@ from quicksilver.search import budget
 from quicksilver.search.choice import excess
 from quicksilver.search.fit import weights_mb
 from quicksilver.search.outcome import score_of
+from quicksilver.search.run import took_part
 from quicksilver.search.state import Entry, Search, artifact_of
 
 FINAL, FINAL_ROUNDS = "final", 3
@@ -31,7 +32,7 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, s
         return []
     kept = search.run.records().get(search.next_round)
     if kept is not None and kept.get("kind") == kind_of(weight):
-        fitting = [entry for entry in entries if entry.hash in kept["recipes"]]
+        fitting = [entry for entry in entries if entry.hash in took_part(kept)]
     else:
         fitting = list(entries)[: budget.room(search, weight)]
     if fitting:
@@ -46,9 +47,9 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, s
         search.entry_s = taken_s / weight / (len(fitting) + 1)
         search.trials_used += weight * len(fitting)
     for entry in entries:
-        if entry not in fitting and not entry.rounds:
+        if entry not in fitting and not entry.rounds and entry.status == "measured":
             entry.status, entry.reason = "left out", "budget or trials were used up before its turn"
-    return fitting
+    return [entry for entry in fitting if entry.status == "measured"]
 
 
 def _most_of_the_first(search: Search, share: float) -> Callable[[float], int]:
@@ -77,12 +78,13 @@ def go(
 ) -> float:
     """Measure entries in the next round; return the seconds that it took, in this process or one before it.
 
-    `most` hears how long the first took, and says how many of the others there is room for.
+    `most` hears how long the first took, and says how many of the others there is room for. What fails is out of the race, and with the
+    as-is model of a further engine everything on that engine.
     """
     number = search.next_round
     search.next_round += 1
     with search.run.phase("race"):
-        taken_s = search.run.round(
+        taken = search.run.round(
             number,
             [(e.hash, artifact_of(e)) for e in entries],
             loads,
@@ -94,21 +96,29 @@ def go(
         )
     measured = search.run.records()[number]["recipes"]
     for entry in entries:
-        if entry.hash in measured:
+        if (why := taken.failed.get(entry.hash)) is not None:
+            entry.status, entry.reason = "failed", why
+            if entry.engine != search.engine and not entry.stack and not entry.rounds:
+                search.lose(entry.engine, why)
+                search.run.remark(f"The engine {entry.engine} was given up in the race: {why}")
+        elif entry.hash in measured:
             entry.rounds.append(number)
-    return taken_s
+    return taken.seconds
 
 
-def gains(search: Search, entry: Entry, rounds: Sequence[int] | None = None) -> list[float] | None:
+def gains(
+    search: Search, entry: Entry, rounds: Sequence[int] | None = None, metric: str | None = None
+) -> list[float] | None:
     """Return what an entry makes of the as-is model's figures, the logarithm by load, paired by round; None without any.
 
-    By tokens/s at each concurrency, or where latency counts by the median time of an answer at the lowest.
+    By tokens/s at each concurrency, or where latency counts by the median time of an answer at the lowest: what counts is said by
+    the goal, or by another `metric`.
     """
     chosen = entry.rounds if rounds is None else rounds
     own = search.run.samples(entry.hash, chosen)
     base = search.run.samples(search.baseline.hash, chosen)
     loads = search.workload.concurrencies
-    if search.goal.metric == "latency":
+    if (metric or search.goal.metric) == "latency":
         mine, theirs = (stats.speed(side, min(loads)).e2e_ms for side in (own, base))
         return [math.log(theirs.p50 / mine.p50)] if mine.count and theirs.count else None
     ratios = [stats.ratio(own, base, concurrency) for concurrency in loads]
@@ -116,17 +126,17 @@ def gains(search: Search, entry: Entry, rounds: Sequence[int] | None = None) -> 
     return found if len(found) == len(loads) else None
 
 
-def gain(search: Search, entry: Entry) -> float:
-    """The mean of an entry's gains over the loads; 0 for the as-is model."""
+def gain(search: Search, entry: Entry, metric: str | None = None) -> float:
+    """The mean of an entry's gains over the loads; 0 for the as-is model. By the goal's metric, or another."""
     if entry is search.baseline:
         return 0.0
-    found = gains(search, entry)
+    found = gains(search, entry, metric=metric)
     return sum(found) / len(found) if found else -math.inf
 
 
 def breaks_a_limit(search: Search, entry: Entry) -> bool:
     """Whether what was measured of an entry so far is over a limit of the goal."""
-    candidate = Candidate(label=entry.recipe.label, recipe={}, recipe_hash=entry.hash, score=score_of(search, entry))
+    candidate = Candidate(label=entry.label, recipe={}, recipe_hash=entry.hash, score=score_of(search, entry))
     return bool(excess(candidate, search.goal))
 
 
@@ -145,18 +155,10 @@ def take(search: Search, counts: dict[int, int]) -> dict[int, Sequence[Prompt]]:
 def final(search: Search) -> tuple[list[Entry], list[int]]:
     """Race the best again, longer and on prompts that nothing was raced on: the evaluation split, which the gate has read.
 
-    Return those that took part, the as-is model first, and the rounds.
+    Return those that took part to the end, the as-is model first, and the rounds.
     """
-    ready = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e.artifact is not None]
-    ranked = sorted(ready, key=lambda e: (breaks_a_limit(search, e), -gain(search, e)))
     size = budget.final(search)
-    kept = search.run.records().get(search.next_round, {})
-    # What an interrupted run has raced is taken as it was, however little time is left now.
-    begun_with = [e for e in ranked if e.hash in kept["recipes"]] if kept.get("kind") == FINAL else []
-    finalists = begun_with or ranked[: size.finalists]
-    for entry in ranked:
-        if entry not in finalists:
-            entry.reason = "the short race left it behind"
+    finalists = _finalists(search, size.finalists)
     prompts = list(search.workload.evaluation)
     counts = {c: round(size.share * (4 if c == 1 else 2 * c)) for c in search.workload.concurrencies}
     per_round = sum(counts.values())
@@ -172,9 +174,31 @@ def final(search: Search) -> tuple[list[Entry], list[int]]:
             start += count
         begun = time.monotonic()
         go(search, entries, loads, "final race", FINAL)
+        entries = [search.baseline, *(entry for entry in entries[1:] if entry.status == "measured")]
         taken.append(search.next_round - 1)
         if search.run.left_s < budget.after_s(search) + time.monotonic() - begun:
             break
     for entry in entries:
         entry.rounds = taken
     return entries, taken
+
+
+def _finalists(search: Search, count: int) -> list[Entry]:
+    """The best by what was measured so far. With several engines the best for one user, and over the loads, are among them.
+
+    What one engine is best at may be another way of use than the goal's, and a preset of it should be as well founded.
+    """
+    ready = [e for e in search.entries[1:] if e.status == "measured" and e.rounds and e.artifact is not None]
+    ranked = sorted(ready, key=lambda e: (breaks_a_limit(search, e), -gain(search, e)))
+    kept = search.run.records().get(search.next_round, {})
+    # What an interrupted run has raced is taken as it was, however little time is left now.
+    chosen = [e for e in ranked if e.hash in took_part(kept)] if kept.get("kind") == FINAL else []
+    if not chosen:
+        chosen = ranked[:count]
+        for use in ("latency", "cost") if search.others and ranked else ():
+            best = min(ranked, key=lambda e: (breaks_a_limit(search, e), -gain(search, e, use)))
+            chosen += [best] if best not in chosen else []
+    for entry in ranked:
+        if entry not in chosen:
+            entry.reason = "the short race left it behind"
+    return chosen

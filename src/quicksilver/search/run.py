@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ import psutil
 from quicksilver import engines
 from quicksilver.bench.load import read_samples, run_load
 from quicksilver.engines.process import cold_start_s
-from quicksilver.errors import BadInputError
+from quicksilver.errors import BadInputError, EngineError, NotEnoughError
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Endpoint
@@ -31,6 +31,16 @@ RESULT = "result.json"
 ROUNDS = "rounds.jsonl"
 SERVERS = "servers.jsonl"
 WARM_UP_PROMPTS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A round that is over."""
+
+    seconds: float
+    """What it took, in this process or one before it."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """The recipes whose server died or couldn't be started, and why."""
 
 
 @dataclass(slots=True)
@@ -177,60 +187,74 @@ class Run:
         phase: str,
         kind: str = "",
         most: Callable[[float], int] | None = None,
-    ) -> float:
+    ) -> Measured:
         """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
 
-        Return the seconds that it took, in this process or an earlier one. `kind` is kept with it. `most` hears how many seconds
-        the first entry took, and says how many of the others there is room for: the rest isn't measured.
+        `kind` is kept with it. `most` hears how many seconds the first entry took, and says how many of the others there is room
+        for: the rest isn't measured. The first entry is what the others are compared with: if its server can't be started, or
+        dies, the EngineError is raised, or NotEnoughError; an entry's whose does is out of the round, which goes on without it.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
         through the entries backwards: a machine that slows down doesn't always slow the same recipe.
         """
         known = self.records().get(number)
-        if known is not None and set(known["recipes"]) == {recipe for recipe, _ in entries}:
-            return float(known.get("seconds", 0.0))
+        if known is not None and set(took_part(known)) == {recipe for recipe, _ in entries}:
+            return Measured(float(known.get("seconds", 0.0)), known.get("failed", {}))
         begun = time.monotonic()
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
             path.unlink()
         ordered = list(entries) if number % 2 == 0 or most is not None else list(reversed(entries))
         total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         done = 0
+        failed: dict[str, str] = {}
         for recipe, artifact in ordered:
-            with self.serving(artifact, recipe, racing=True) as endpoint:
-                run_load(
-                    endpoint,
-                    warm_up[:WARM_UP_PROMPTS],
-                    concurrency=1,
-                    max_tokens=16,
-                    out=self.folder / "samples" / "warm-up.jsonl",
-                    warmup=True,
-                )
-                for concurrency, prompts in loads.items():
-                    text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
+            try:
+                with self.serving(artifact, recipe, racing=True) as endpoint:
                     run_load(
                         endpoint,
-                        prompts,
-                        concurrency=concurrency,
-                        max_tokens=max_tokens,
-                        out=self.cell(recipe, concurrency, number),
-                        round=number,
-                        on_progress=self.counter(phase, text, done, total),
-                        on_note=self.remark,
+                        warm_up[:WARM_UP_PROMPTS],
+                        concurrency=1,
+                        max_tokens=16,
+                        out=self.folder / "samples" / "warm-up.jsonl",
+                        warmup=True,
                     )
-                    done += len(prompts)
+                    for concurrency, prompts in loads.items():
+                        text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
+                        run_load(
+                            endpoint,
+                            prompts,
+                            concurrency=concurrency,
+                            max_tokens=max_tokens,
+                            out=self.cell(recipe, concurrency, number),
+                            round=number,
+                            on_progress=self.counter(phase, text, done, total),
+                            on_note=self.remark,
+                        )
+                        done += len(prompts)
+            except (EngineError, NotEnoughError) as error:
+                if recipe == entries[0][0]:
+                    raise
+                failed[recipe] = str(error)
+                for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
+                    path.unlink()
             if most is not None and recipe == ordered[0][0]:
                 ordered[1 + most(time.monotonic() - begun) :] = []
                 total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         seconds = time.monotonic() - begun
-        recipes = [recipe for recipe, _ in entries if recipe in dict(ordered)]
+        recipes = [recipe for recipe, _ in entries if recipe in dict(ordered) and recipe not in failed]
         entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
-        self.append(ROUNDS, entry)
-        return seconds
+        self.append(ROUNDS, entry | ({"failed": failed} if failed else {}))
+        return Measured(seconds, failed)
 
     def remark(self, sentence: str) -> None:
         """Keep a doubt about the figures for the report, once."""
         if sentence not in self.remarks:
             self.remarks.append(sentence)
+
+
+def took_part(record: Mapping[str, Any]) -> list[str]:
+    """Return the recipes of a round by what was noted of it, those that failed in it last."""
+    return [*record.get("recipes", ()), *record.get("failed", ())]
 
 
 def _line(text: str) -> dict[str, Any] | None:

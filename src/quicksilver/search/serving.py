@@ -9,10 +9,12 @@ from quicksilver import engines
 from quicksilver.bench import stats
 from quicksilver.errors import IllegalRecipeError
 from quicksilver.hardware import detect
+from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.score import Figure
 from quicksilver.nouns.technique import Technique
 from quicksilver.search import budget, entries, fit, policy, proof, race, space
 from quicksilver.search.policy import Policy, Rungs, Shown
+from quicksilver.search.run import took_part
 from quicksilver.search.space import Configuration, LeftOut, Space
 from quicksilver.search.state import Entry, Search
 
@@ -31,7 +33,7 @@ def explore(search: Search) -> None:
     chooser = Policy(where, loads=1 if search.goal.metric == "latency" else len(search.workload.concurrencies))
     _drop_what_does_not_fit(search, chooser)
     for entry in proven:
-        index = where.index(Configuration(entry.stack))
+        index = where.index(Configuration(entry.stack, engine=entry.engine))
         if index is None:
             continue
         chooser.proven(where.configurations[index], passes=True, loss=_loss(search, entry))
@@ -50,7 +52,7 @@ def explore(search: Search) -> None:
     def kept_of(weight: int) -> list[int]:
         """What an interrupted run has raced next, if that was a race of such a length."""
         kept = search.run.records().get(search.next_round, {})
-        names = kept.get("recipes", []) if kept.get("kind") == race.kind_of(weight) else []
+        names = took_part(kept) if kept.get("kind") == race.kind_of(weight) else []
         return [hashes[name] for name in names if name in hashes and name != search.baseline.hash]
 
     def measure(batch: Sequence[int], weight: int) -> Mapping[int, Shown]:
@@ -83,59 +85,81 @@ def explore(search: Search) -> None:
     _account(search, chooser)
 
 
-def over_memory(search: Search, stack: Sequence[Technique], settings: Sequence[tuple[str, object]] = ()) -> str | None:
-    """Say with the arithmetic why a stack can't keep to the goal's memory, or None."""
+def over_memory(
+    search: Search, stack: Sequence[Technique], engine: str, settings: Sequence[tuple[str, object]] = ()
+) -> str | None:
+    """Say with the arithmetic why a stack on an engine can't keep to the goal's memory, or None."""
     limit = search.goal.memory_mb
     if limit is None:
         return None
-    effective = space.recipe(search.model, stack, search.engine, settings).effective_settings()
-    needed = fit.fit(search.model.facts, stack, effective, _load(search), _runtime_mb(search))
+    effective = space.recipe(search.model, stack, engine, settings).effective_settings()
+    runtime_mb, driven = _runtime_mb(search, engine), engines.find(engine)
+    needed = fit.fit(search.model.facts, stack, effective, _load(search), runtime_mb, engine=driven)
     return needed.sentence(limit) if needed.exceeds(limit) else None
 
 
 def _space(search: Search, proven: Sequence[Entry]) -> Space:
-    """The space over the proven stacks: all legal choices of serving techniques, and of the engine's settings."""
-    more = []
-    engine = engines.find(search.engine)
-    for technique in space.serving(engine):
-        try:
-            technique.check(search.model.facts)
-        except IllegalRecipeError as error:
-            search.left_out.append(LeftOut(technique.label, str(error)))
-            continue
-        more.append(technique)
+    """The space over the proven stacks: all legal choices of serving techniques and of settings, on the engine of each."""
     streams = max(search.workload.concurrencies)
-    choices = engine.choices(detect(), streams)
-    return space.combine([entry.stack for entry in proven], more, choices, space.start_of(search.model))
+    options = []
+    for name in search.engines:
+        engine = engines.find(name)
+        bases = [entry.stack for entry in proven if entry.engine == name]
+        more = []
+        for technique in space.serving(engine) if bases else ():
+            try:
+                technique.check(search.model.facts)
+            except IllegalRecipeError as error:
+                note = LeftOut(technique.label, str(error))
+                search.left_out += [note] if note not in search.left_out else []
+                continue
+            more.append(technique)
+        start = space.start_of(search.model)
+        options.append(space.Options(bases, more, engine.choices(detect(), streams), start, name))
+    return space.union([each for each in options if each.bases])
+
+
+def _recipe(search: Search, configuration: Configuration) -> Recipe:
+    engine = configuration.engine or search.engine
+    return space.recipe(search.model, configuration.stack, engine, configuration.settings)
 
 
 def _hashes(search: Search, where: Space) -> list[str]:
-    return [space.recipe(search.model, c.stack, search.engine, c.settings).hash for c in where.configurations]
+    return [_recipe(search, configuration).hash for configuration in where.configurations]
 
 
 def _loss(search: Search, entry: Entry) -> float | None:
     """An entry's quality loss as a share of the limit; None if it isn't known."""
-    loss = entry.quality.loss_percent if entry.quality is not None else None
+    loss = entry.quality.loss if entry.quality is not None else None
     return None if loss is None else loss.value / max(search.goal.max_quality_loss, 1e-3)
 
 
 def alone(chooser: Policy) -> list[int]:
-    """The configurations of the best weights with one technique more, in its first form; of those that need no proof."""
+    """The configurations of the best weights with one technique more, in its first form; of those that need no proof.
+
+    With several engines the best for one user may be another's: then the best weights of that one have their turn, too.
+    """
     chooser.learn()  # until then it knows nothing of what it was told
     ranked = chooser.ranked()
-    best = chooser.space.configurations[ranked[0]].base if ranked else ()
-    found: dict[str, int] = {}
-    for index, configuration in enumerate(chooser.space.configurations):
-        if configuration.base == best and len(configuration.serving) == 1 and not configuration.settings:
-            technique = configuration.serving[0]
-            if not technique.changes_output and chooser.may(index):
-                found.setdefault(technique.name(), index)
+    every = chooser.space.configurations
+    bases = [every[ranked[0]] if ranked else every[0]]
+    if ranked:
+        quickest = every[chooser.quickest()]
+        bases += [quickest] if quickest.engine != bases[0].engine else []
+    found: dict[tuple[str, str], int] = {}
+    for best in bases:
+        for index, configuration in enumerate(every):
+            same = (configuration.engine, configuration.base) == (best.engine, best.base)
+            if same and len(configuration.serving) == 1 and not configuration.settings:
+                technique = configuration.serving[0]
+                if not technique.changes_output and chooser.may(index):
+                    found.setdefault((best.engine, technique.name()), index)
     return list(found.values())
 
 
 def _entry(search: Search, where: Space, index: int) -> Entry:
     configuration = where.configurations[index]
-    return entries.add(search, configuration.stack, configuration.settings)
+    return entries.join(search, _recipe(search, configuration))
 
 
 def _join(search: Search, chooser: Policy, index: int, racing: int) -> Entry:
@@ -145,18 +169,19 @@ def _join(search: Search, chooser: Policy, index: int, racing: int) -> Entry:
     """
     configuration = chooser.space.configurations[index]
     entry = _entry(search, chooser.space, index)
-    numerics = set(configuration.numerics)
-    same = next((e for e in search.entries if e.quality is not None and _numerics(e) == numerics), None)
+    computes = (entry.engine, set(configuration.numerics))
+    same = next((e for e in search.entries if e.quality is not None and (e.engine, _numerics(e)) == computes), None)
     if entry.artifact is None and entry.status == "measured":
-        proof_s = proof.expected_s(search, configuration.stack) if same is None else 0.0
-        if not budget.has_room(search, entries.expected_build_s(search, configuration.stack) + proof_s, racing):
+        proof_s = proof.expected_s(search, configuration.stack, entry.engine) if same is None else 0.0
+        build_s = entries.expected_build_s(search, configuration.stack, entry.engine)
+        if not budget.has_room(search, build_s + proof_s, racing):
             entry.status, entry.reason = "left out", "the budget had no room for its build and proof"
     if entry.artifact is None and entry.status == "measured":
         entries.build(search, entry)
     if entry.status != "measured" or entry.quality is not None:
         return entry
     if same is not None:
-        entry.quality, entry.logprobs = same.quality, same.logprobs
+        entry.quality, entry.logprobs, entry.said = same.quality, same.logprobs, same.said
     else:
         proof.prove(search, entry)
     return entry
@@ -183,30 +208,31 @@ def _load(search: Search) -> fit.Load:
     return fit.Load(max(workload.concurrencies), longest + answer)
 
 
-def _runtime_mb(search: Search) -> float:
-    """What the as-is model's server was seen to take beyond weights, cache and activations; a guess before it was raced."""
-    seen = [entry["memory_mb"] for entry in search.run.servers(search.baseline.hash) if entry["memory_mb"]]
-    if not seen:
+def _runtime_mb(search: Search, engine: str) -> float:
+    """What an engine's server of the as-is model was seen to take beyond weights, cache and activations; a guess before its race."""
+    as_is = entries.as_is(search, engine)
+    seen = [m for served in search.run.servers(as_is.hash) if (m := served["memory_mb"])] if as_is is not None else []
+    if as_is is None or not seen:
         return fit.RUNTIME_MB
-    settings = search.baseline.recipe.effective_settings()
-    rest = fit.fit(search.model.facts, search.baseline.stack, settings, _load(search), 0.0)
+    settings = as_is.recipe.effective_settings()
+    rest = fit.fit(search.model.facts, as_is.stack, settings, _load(search), 0.0, engine=engines.find(engine))
     return max(0.0, max(seen) - rest.total)
 
 
 def _drop_what_does_not_fit(search: Search, chooser: Policy) -> None:
     """Close what the memory limit rules out, with one line of arithmetic for each stack."""
-    said: set[tuple[Technique, ...]] = set()
+    said: set[tuple[str, tuple[Technique, ...]]] = set()
     dropped = []
     for index, configuration in enumerate(chooser.space.configurations):
         if search.goal.memory_mb is None:
             return
-        if (why := over_memory(search, configuration.stack, configuration.settings)) is None:
+        engine = configuration.engine or search.engine
+        if (why := over_memory(search, configuration.stack, engine, configuration.settings)) is None:
             continue
         dropped.append(index)
-        if configuration.stack not in said:
-            said.add(configuration.stack)
-            label = space.recipe(search.model, configuration.stack, search.engine, configuration.settings).label
-            search.left_out.append(LeftOut(label, why))
+        if (engine, configuration.stack) not in said:
+            said.add((engine, configuration.stack))
+            search.left_out.append(LeftOut(search.label(_recipe(search, configuration)), why))
     chooser.close(dropped)
 
 
@@ -215,7 +241,7 @@ def _say(search: Search, chooser: Policy, batch: Sequence[int]) -> None:
     ranked = chooser.ranked()
     if ranked:
         configuration = chooser.space.configurations[ranked[0]]
-        label = space.recipe(search.model, configuration.stack, search.engine, configuration.settings).label
+        label = search.label(_recipe(search, configuration))
         factor = math.exp(chooser.merits().mean[ranked[0]])
         search.run.best = f"best so far: {label}, {factor:.2f}x"
     why = f"{len(batch)} more, {chooser.why}" if chooser.why else f"{len(batch)} more"
@@ -230,7 +256,7 @@ def _account(search: Search, chooser: Policy) -> None:
     if ruled and ranked:
         most = max(ruled, key=lambda index: float(chooser.merits().high[index]))
         best = chooser.space.configurations[ranked[0]]
-        label = space.recipe(search.model, best.stack, search.engine, best.settings).label
+        label = search.label(_recipe(search, best))
         search.left_out.append(
             LeftOut(
                 f"{len(ruled)} of {len(where):,} configurations",

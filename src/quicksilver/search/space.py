@@ -22,6 +22,8 @@ from quicksilver.sources.gguf_grid import has_grid
 
 AUTOMATIC = ("as-is",)
 """Techniques that every recipe has anyway."""
+ENGINE = "engine"
+"""The dimension of engines, where a space has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,15 @@ def does(engine: Engine, technique: Technique) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A legal stack with its settings: what a search can try."""
+    """A legal stack with its settings on an engine: what a search can try."""
 
     base: tuple[Technique, ...]
     """What makes the weights and their numerics."""
     serving: tuple[Technique, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
     """Those that aren't at their defaults."""
+    engine: str = ""
+    """Empty where there is one only, and it is known."""
 
     @property
     def stack(self) -> tuple[Technique, ...]:
@@ -124,8 +128,13 @@ class Configuration:
 
     @property
     def numerics(self) -> tuple[Technique, ...]:
-        """What its quality depends on: configurations that share it have one quality."""
+        """The techniques that its quality depends on."""
         return (*self.base, *(t for t in self.serving if t.changes_output))
+
+    @property
+    def computes(self) -> tuple[str, frozenset[Technique]]:
+        """What its quality depends on: configurations that share it have one quality."""
+        return self.engine, frozenset(self.numerics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,37 +168,70 @@ class Space:
         return next((n for n, other in enumerate(self.configurations) if other == configuration), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be chosen on one engine: some bases, with further techniques and settings.
+
+    Techniques that take the same thing exclude each other. A setting that one of the techniques can set is chosen through it; the
+    first of a setting's values is its default.
+    """
+
+    bases: Sequence[Sequence[Technique]]
+    more: Sequence[Technique]
+    choices: Mapping[str, Sequence[Any]]
+    start: frozenset[str] = plan.START
+    engine: str = ""
+
+    @property
+    def free(self) -> dict[str, tuple[Any, ...]]:
+        """The settings that are chosen by themselves, with their values."""
+        through = {name for technique in self.more for name in technique.settings()}
+        return {n: tuple(values) for n, values in self.choices.items() if n not in through and len(values) > 1}
+
+    def configurations(self) -> Iterator[Configuration]:
+        """Yield every legal choice."""
+        slots: dict[str, list[Technique]] = {}
+        for technique in self.more:
+            slots.setdefault(_slot(technique), []).append(technique)
+        free = self.free
+        settings = [
+            tuple(
+                (name, value) for (name, value), values in zip(named, free.values(), strict=True) if value != values[0]
+            )
+            for named in (tuple(zip(free, picked, strict=True)) for picked in itertools.product(*free.values()))
+        ]
+        legal: dict[tuple[str, ...], bool] = {}
+        for base in self.bases:
+            for picked in itertools.product(*((None, *options) for options in slots.values())):
+                stack = tuple(t for t in picked if t is not None)
+                names = tuple(t.name() for t in (*base, *stack))
+                if names not in legal:
+                    legal[names] = _has_order((*base, *stack), self.start)
+                if legal[names]:
+                    for chosen in settings:
+                        yield Configuration(tuple(base), stack, chosen, self.engine)
+
+
 def combine(
     bases: Sequence[Sequence[Technique]],
     more: Sequence[Technique],
     choices: Mapping[str, Sequence[Any]],
     start: frozenset[str] = plan.START,
 ) -> Space:
-    """Return the space of some bases with any legal choice of further techniques and of settings.
+    """Return the space of some bases with any legal choice of further techniques and of settings (`Options`)."""
+    return union([Options(bases, more, choices, start)])
 
-    Techniques that take the same thing exclude each other. A setting that one of the techniques can set is chosen through it; the
-    first of a setting's values is its default.
+
+def union(options: Sequence[Options]) -> Space:
+    """Return the space of what can be chosen on several engines; which of them it is becomes a dimension.
+
+    A setting that an engine has no use for is at its default there.
     """
-    slots: dict[str, list[Technique]] = {}
-    for technique in more:
-        slots.setdefault(_slot(technique), []).append(technique)
-    through = {name for technique in more for name in technique.settings()}
-    free = {name: tuple(values) for name, values in choices.items() if name not in through and len(values) > 1}
-    settings = [
-        tuple((name, value) for (name, value), values in zip(named, free.values(), strict=True) if value != values[0])
-        for named in (tuple(zip(free, picked, strict=True)) for picked in itertools.product(*free.values()))
-    ]
-    legal: dict[tuple[str, ...], bool] = {}
-    found: list[Configuration] = []
-    for base in bases:
-        for picked in itertools.product(*((None, *options) for options in slots.values())):
-            stack = tuple(t for t in picked if t is not None)
-            names = tuple(t.name() for t in (*base, *stack))
-            if names not in legal:
-                legal[names] = _has_order((*base, *stack), start)
-            if legal[names]:
-                found += [Configuration(tuple(base), stack, chosen) for chosen in settings]
-    return _located(found, free)
+    free: dict[str, tuple[Any, ...]] = {}
+    for each in options:
+        for name, values in each.free.items():
+            free[name] = tuple(dict.fromkeys((*free.get(name, ()), *values)))
+    return _located([c for each in options for c in each.configurations()], free)
 
 
 def _slot(technique: Technique) -> str:
@@ -210,7 +252,8 @@ def _located(configurations: Sequence[Configuration], free: Mapping[str, tuple[A
     known: dict[str, list[Any]] = {name: list(values) for name, values in free.items()}
     places: list[dict[str, Any]] = []
     for configuration in configurations:
-        place: dict[str, Any] = {name: values[0] for name, values in free.items()} | dict(configuration.settings)
+        place: dict[str, Any] = {ENGINE: configuration.engine}
+        place |= {name: values[0] for name, values in free.items()} | dict(configuration.settings)
         for technique in configuration.stack:
             slot = _slot(technique)
             place[slot] = technique.name()
@@ -231,7 +274,7 @@ def _located(configurations: Sequence[Configuration], free: Mapping[str, tuple[A
         # A field with one value says what its technique's name says.
         if len(values) > 2 or (len(values) == 2 and not (": " in name and None in values)):
             ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values if v is not None)
-            numeric = any(name.partition(": ")[0] == _slot(t) for t in numerics)
+            numeric = name == ENGINE or any(name.partition(": ")[0] == _slot(t) for t in numerics)
             dimensions.append(Dimension(name, values, ordered, setting=name in free, numeric=numeric))
             columns.append([values.index(place.get(name)) for place in places])
     codes = np.array(columns, dtype=np.int64).reshape(len(columns), len(places)).T

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from quicksilver.bench import stats
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
-from quicksilver.errors import EngineError, QuicksilverError
+from quicksilver.errors import EngineError, NotEnoughError, QuicksilverError
 from quicksilver.nouns.preset import STREAMS
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Candidate, Result
@@ -24,6 +24,7 @@ from quicksilver.nouns.tradeoff import Crossover, Interactions, Point
 from quicksilver.nouns.workload import Prompt
 from quicksilver.search import budget, interactions, pareto, presets
 from quicksilver.search.choice import excess
+from quicksilver.search.entries import as_is
 from quicksilver.search.interactions import Stack
 from quicksilver.search.outcome import candidate_of, score_of
 from quicksilver.search.state import Entry, Search, artifact_of
@@ -51,14 +52,14 @@ class _Measured:
 
 def with_tradeoffs(search: Search, result: Result) -> Result:
     """Add the front, the presets with their benchmark, the interactions and the crossovers to a result."""
-    winner = next((e for e in search.entries if e.recipe.label == result.best), None)
+    winner = next((e for e in search.entries if e.label == result.best), None)
     before = len(search.entries)
     found = _interactions(search, winner) if winner is not None and winner is not search.baseline else None
     more = [candidate_of(search, e).model_copy(update={"reason": ALONE}) for e in search.entries[before:] if e.rounds]
     candidates = (*result.candidates, *more)
     points = pareto.front(_points(search, candidates))
     chosen = _picks(search, result, points)
-    by_label = {e.recipe.label: e for e in search.entries}
+    by_label = {e.label: e for e in search.entries}
     entries = list({e.hash: e for pick in chosen if (e := by_label.get(pick.label)) is not None}.values())
     measured = _benchmark(search, entries)
     kept = [
@@ -118,20 +119,34 @@ def _interactions(search: Search, winner: Entry) -> Interactions | None:
     usual = base.model_dump(mode="json")
     words = ", ".join(f"{key}={v}" for key, v in own.model_dump(mode="json").items() if v != usual[key])
     parts = interactions.needed(winner.stack, settings=bool(words))
-    if not parts:
+    if not parts and (winner.engine == search.engine or not winner.stack):
         return None
     recipes = {
-        stack: search.baseline.recipe.model_copy(update={"techniques": stack, "settings": base if stack else own})
+        stack: winner.recipe.model_copy(update={"techniques": stack, "settings": base if stack else own})
         for stack in parts
     }
     known = {e.hash: e for e in search.entries if e.rounds}
     missing = _measure_alone(search, {s: r for s, r in recipes.items() if r.hash not in known})
     known = {e.hash: e for e in search.entries if e.rounds}
     measured = {stack: _ratios(search, known[r.hash]) for stack, r in recipes.items() if r.hash in known}
-    loads = sorted(search.workload.concurrencies)
     return interactions.table(
-        winner.stack, loads, _ratios(search, winner), measured, missing, settings=words and f"settings({words})"
+        winner.stack,
+        sorted(search.workload.concurrencies),
+        _ratios(search, winner),
+        measured,
+        missing,
+        settings=words and f"settings({words})",
+        engine=_on_engine(search, winner.engine),
+        prefix=search.label_of(winner.engine, ""),
     )
+
+
+def _on_engine(search: Search, engine: str) -> interactions.OnEngine | None:
+    """What an engine gives with the model as it comes, if it is another than that of the as-is model that all is compared with."""
+    if engine == search.engine:
+        return None
+    plain = as_is(search, engine)
+    return interactions.OnEngine(engine, _ratios(search, plain) if plain is not None and plain.rounds else {})
 
 
 def _ratios(search: Search, entry: Entry) -> dict[int, Figure]:
@@ -147,7 +162,7 @@ def _measure_alone(search: Search, recipes: Mapping[Stack, Recipe]) -> dict[Stac
     ready: dict[Stack, Entry] = {}
     for stack, recipe in recipes.items():
         entry = next((e for e in search.entries if e.hash == recipe.hash and e.artifact is not None), None)
-        entry = entry or Entry(recipe=recipe, stack=stack)
+        entry = entry or Entry(recipe=recipe, stack=stack, label=search.label(recipe))
         try:
             made = planning.make(recipe, search.model, search.workload.calibration)
             scale = max(1.0, search.model.facts.parameters / 135e6)
@@ -155,7 +170,7 @@ def _measure_alone(search: Search, recipes: Mapping[Stack, Recipe]) -> dict[Stac
             if build_s + each_s * (len(ready) + 2) > run.left_s - budget.after_s(search):
                 missing[stack] = "the budget was used up"
                 continue
-            run.tell("alone", f"{recipe.label}, for the table of interactions")
+            run.tell("alone", f"{entry.label}, for the table of interactions")
             with run.phase("build"):
                 entry.artifact = building.build(made, say=lambda text: run.tell("build", text), log=run.log)
         except QuicksilverError as error:
@@ -165,13 +180,18 @@ def _measure_alone(search: Search, recipes: Mapping[Stack, Recipe]) -> dict[Stac
     if not ready:
         return missing
     loads = _loads(search, counts, most_tokens=SHORT_TOKENS)
-    number = _round(search, [search.baseline, *ready.values()], loads, "alone")
-    if number is None:
+    taken = _round(search, [search.baseline, *ready.values()], loads, "alone")
+    if taken is None:
         return missing | dict.fromkeys(ready, "its measurement failed")
+    number, failed = taken
     for stack, entry in ready.items():
+        if entry.hash in failed:
+            missing[stack] = failed[entry.hash].rstrip(".")
+            continue
         entry.rounds = [number]
-        if entry.quality is None and not any(t.changes_output for t in stack):
-            entry.quality = search.baseline.quality
+        plain = as_is(search, entry.engine)
+        if entry.quality is None and plain is not None and not any(t.changes_output for t in stack):
+            entry.quality = plain.quality
         if entry not in search.entries:
             search.entries.append(entry)
     return missing
@@ -200,10 +220,11 @@ def _benchmark(search: Search, entries: Sequence[Entry]) -> _Measured:
             continue
         run.tell("presets", f"{len(who)} recipes at {', '.join(map(str, chosen))} streams")
         begun = time.monotonic()
-        number = _round(search, who, _loads(search, counts), "presets")
+        taken = _round(search, who, _loads(search, counts), "presets")
         room_s -= time.monotonic() - begun
-        if number is not None:
-            measured.rounds |= {(e.hash, c): number for e in who for c in chosen}
+        if taken is not None:
+            number, failed = taken
+            measured.rounds |= {(e.hash, c): number for e in who for c in chosen if e.hash not in failed}
     return measured
 
 
@@ -248,13 +269,18 @@ def _loads(search: Search, counts: Mapping[int, int], *, most_tokens: int | None
     return taken
 
 
-def _round(search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[Prompt]], phase: str) -> int | None:
-    """Measure entries in turn, one round; return its number, or None if a server failed: the race stands without it."""
+def _round(
+    search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[Prompt]], phase: str
+) -> tuple[int, Mapping[str, str]] | None:
+    """Measure entries in turn, one round; return its number, and whose server failed in it, by recipe hash, and why.
+
+    None if that of the as-is model did: the race stands without the round.
+    """
     number = search.next_round
     search.next_round += 1
     try:
         with search.run.phase(phase):
-            search.run.round(
+            taken = search.run.round(
                 number,
                 [(e.hash, artifact_of(e)) for e in entries],
                 loads,
@@ -262,10 +288,13 @@ def _round(search: Search, entries: Sequence[Entry], loads: dict[int, Sequence[P
                 search.workload.calibration or search.workload.search,
                 phase=phase,
             )
-    except EngineError as error:
+    except (EngineError, NotEnoughError) as error:
         search.run.remark(f"A measurement after the race failed: {error}")
         return None
-    return number
+    for entry in entries:
+        if entry.hash in taken.failed:
+            search.run.remark(f"After the race {entry.label} failed: {taken.failed[entry.hash]}")
+    return number, taken.failed
 
 
 def _samples(search: Search, entry: Entry, rounds: Sequence[int], concurrency: int) -> list[Sample]:
@@ -291,7 +320,7 @@ def _crossovers(
 ) -> list[Crossover]:
     """Compare the winner with the one that came next and with as-is, and the presets with each other."""
     final = set(search.baseline.rounds)
-    in_final = {e.recipe.label: e for e in search.entries if set(e.rounds) == final}
+    in_final = {e.label: e for e in search.entries if set(e.rounds) == final}
     second = next((c for c in result.candidates if c.eligible and c.label in in_final and c.label != result.best), None)
     pairs: list[tuple[Entry, Entry]] = []
     if winner is not None:
@@ -319,7 +348,7 @@ def _compared(search: Search, a: Entry, b: Entry, measured: _Measured) -> Crosso
             for number in shared
             if (mine := _rate(ours, number, concurrency)) > 0 and (other := _rate(theirs, number, concurrency)) > 0
         }
-    return interactions.crossover((a.recipe.label, b.recipe.label), sides, rounds) if sides else None
+    return interactions.crossover((a.label, b.label), sides, rounds) if sides else None
 
 
 def _rate(samples: Sequence[Sample], number: int, concurrency: int) -> float:

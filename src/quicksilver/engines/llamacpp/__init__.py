@@ -67,6 +67,9 @@ class LlamaCpp(Engine):
         found["max_streams"] = tuple(n for n in found["max_streams"] if n == 64 or streams <= n < most)
         return found
 
+    def cache_tokens(self, settings: Settings, facts: ModelFacts, held: int) -> int:
+        return arguments.context_tokens(settings, facts)
+
     def apply(self, technique: Technique, step: Step) -> None:
         from quicksilver.engines.llamacpp import files
 

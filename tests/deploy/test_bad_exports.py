@@ -11,7 +11,7 @@ import pytest
 
 from quicksilver import api, deploy
 from quicksilver.cli import run
-from quicksilver.deploy import _options, _weights
+from quicksilver.deploy import _options, _vllm, _weights
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Settings, Speculation
 
@@ -112,14 +112,16 @@ def test_too_few_gpus(tmp_path: Path) -> None:
     settings = Settings(properties={"tensor_parallel_size": 4})
     folder = str(artifacts.write(tmp_path / "a", "vllm", settings).path)
     refused("split over 4 GPUs: --gpus 2 is too few", folder, "docker-compose", gpus=2)
-    refused("split over 4 GPUs, and --gpus 0 has none", folder, "vllm-args", gpus=0)
+    refused("split over 4 GPUs: --gpus 0 is too few", folder, "vllm-args", gpus=0)
     assert "count: 4" in api.export(folder, "docker-compose").text
+    settings = Settings(properties={"tensor_parallel_size": "max"})
+    refused("number of GPUs, not 'max'", str(artifacts.write(tmp_path / "b", "vllm", settings).path), "lmi")
 
 
 def test_a_draft_that_would_not_be_found(tmp_path: Path) -> None:
     settings = Settings(speculation=Speculation(kind="draft", tokens=3, draft="draft"))
     folder = str(artifacts.write(tmp_path / "a", "vllm", settings).path)
-    refused("The draft model lies in the artefact's folder draft/", folder, "ray-serve", model_uri="s3://b/m")
+    refused("The draft lies in the artefact's folder draft/", folder, "ray-serve", model_uri="s3://b/m")
 
 
 def test_a_manifest_that_says_too_little(vllm: str) -> None:
@@ -138,10 +140,32 @@ def test_speculation_that_follows_the_load_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_setting_without_an_argument_is_noted(tmp_path: Path) -> None:
-    settings = Settings(activation_group_size=64, max_streams=3)
-    made = deploy.render(artifacts.write(tmp_path / "a", "vllm", settings), "lmi")
-    assert any("activation_group_size=64" in note for note in made.notes)
-    assert not any("max_streams" in note for note in made.notes)
+    settings = Settings(threads=2, max_streams=3, kv_cache_gb=1.5, properties={"max_model_len": 512})
+    artifact = artifacts.write(tmp_path / "a", "vllm", settings)
+    on_gpus = [note for note in deploy.render(artifact, "docker-compose").notes if "not carried over" in note]
+    assert [note.split()[0] for note in on_gpus] == ["threads=2"]
+    on_a_cpu = deploy.render(artifact, "docker-compose", gpus=0)
+    assert not any("not carried over" in note for note in on_a_cpu.notes)
+    assert "OMP_NUM_THREADS: '2'" in on_a_cpu.text
+
+
+def test_a_setting_that_vllm_cannot_have_is_an_error(tmp_path: Path) -> None:
+    settings = Settings(activation_group_size=64)
+    refused("no setting for the group", str(artifacts.write(tmp_path / "a", "vllm", settings).path), "lmi")
+
+
+@pytest.mark.parametrize("to", ["vllm-args", "lmi", "docker-compose", "ray-serve"])
+def test_nothing_of_this_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))
+    settings = Settings(speculation=Speculation(kind="draft", tokens=3, draft="draft"))
+    artifact = artifacts.write(tmp_path / "a", "vllm", settings)
+    for gpus in (1,) if to == "lmi" else (0, 1):
+        made = deploy.render(artifact, to, weights="/srv/models/mine", gpus=gpus)
+        for text in made.files.values():
+            assert str(tmp_path) not in text
+            assert str(_vllm.WEIGHTS) not in text
+            assert str(_vllm.CACHE) not in text
+            assert "PYTHON" not in text
 
 
 def test_our_own_server_keeps_its_settings_and_says_nothing_of_them(openvino: str) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from quicksilver import deploy, environments
 from quicksilver.deploy import _options
 from quicksilver.deploy._deployment import plan
+from quicksilver.engines.vllm.launch import KV_TYPES
 from quicksilver.nouns import Settings, Speculation
 from quicksilver.nouns.export import Export
 
@@ -151,6 +152,7 @@ SETTINGS = st.builds(
     Settings,
     max_streams=st.integers(1, 512),
     max_batched_tokens=st.integers(512, 16384),
+    kv_precision=st.sampled_from(["default", *KV_TYPES]),
     prefix_caching=st.booleans(),
     speculation=st.none()
     | st.builds(
@@ -174,9 +176,11 @@ def test_settings_read_back(to: str, artifact: Any, settings: Settings) -> None:
 def _settings(options: dict[str, Any]) -> Settings:
     """Name vLLM's options as ours are named."""
     guessing = options.get("speculative-config")
+    types = {theirs: ours for ours, theirs in KV_TYPES.items()}
     return Settings(
         max_streams=options["max-num-seqs"],
         max_batched_tokens=options["max-num-batched-tokens"],
+        kv_precision=types.get(options.get("kv-cache-dtype"), "default"),
         prefix_caching=options["enable-prefix-caching"],
         speculation=guessing
         and Speculation(

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from quicksilver.deploy import _options, _vllm, _weights
+from quicksilver.deploy import _vllm, _weights
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.artifact import MANIFEST, Artifact
+from quicksilver.nouns.settings import Settings
 
 if TYPE_CHECKING:
     from quicksilver.deploy._target import Target
@@ -99,35 +100,37 @@ def plan(
 
 
 def _with_vllm(settled: Deployment, target: Target, gpus: int | None) -> Deployment:
-    artifact = settled.artifact
-
-    def made(settings: Any) -> tuple[list[str], dict[str, str]]:
-        return _vllm.launch(settings, settled.model, artifact.model)
-
-    words, environment = made(artifact.settings)
-    options = {name: value for name, value in _options.read(words).items() if name not in ("model", "host", "port")}
-    options.setdefault("served-model-name", artifact.model)
-    needed = int(options.get("tensor-parallel-size", 1)) * int(options.get("pipeline-parallel-size", 1))
-    if gpus is not None and 0 < gpus < needed:
+    artifact, place = settled.artifact, settled.weights
+    needed = _count(artifact.settings, "tensor_parallel_size") * _count(artifact.settings, "pipeline_parallel_size")
+    if gpus is not None and gpus < needed and (gpus or needed > 1):
         raise BadInputError(f"The weights are split over {needed} GPUs: --gpus {gpus} is too few.")
-    if gpus == 0 and needed > 1:
-        raise BadInputError(f"The weights are split over {needed} GPUs, and --gpus 0 has none.")
-    place = settled.weights
-    if place.revision:
-        options["revision"] = place.revision
     guessing = artifact.settings.speculation
     if guessing is not None and guessing.draft and not target.mounts and place.kind != "folder":
         raise BadInputError(
-            f"The draft model lies in the artefact's folder {guessing.draft}/, which vLLM can't find below {place.uri}; "
+            f"The draft lies in the artefact's folder {guessing.draft}/, which vLLM can't find below {place.uri}; "
             f"give {target.name()} a folder."
         )
+
+    def made(settings: Settings) -> _vllm.Server:
+        offline = target.mounts or place.kind == "folder"
+        return _vllm.server(artifact.path, settings, gpu=gpus != 0, model=settled.model, offline=offline)
+
+    server = made(artifact.settings)
+    revision = {"revision": place.revision} if place.revision and not target.mounts else {}
     return replace(
         settled,
         gpus=needed if gpus is None else gpus,
-        options=options | target.loading(place),
-        environment=environment,
+        options={**server.options, **revision, **target.loading(place)},
+        environment=dict(server.environment),
         notes=(*_vllm.unsaid(artifact.settings, made), NO_GATEWAY),
     )
+
+
+def _count(settings: Settings, name: str) -> int:
+    value = settings.properties.get(name, 1)
+    if not re.fullmatch(r"[1-9][0-9]*", str(value)):
+        raise BadInputError(f"The property {name} is a number of GPUs, not {value!r}.")
+    return int(value)
 
 
 def _place(artifact: Artifact, target: Target, weights: str | None) -> Weights:

@@ -53,9 +53,7 @@ class Lmi(Target):
             notes.append(f"The artefact's files go into {FOLDER}, beside {PROPERTIES}.")
         if deployment.environment:
             names = ", ".join(sorted(deployment.environment))
-            notes.append(
-                f"{PROPERTIES} has no place for environment variables: {names} have to be set as in {ENVIRONMENT}."
-            )
+            notes.append(f"{PROPERTIES} has no place for environment variables: set {names} as in {ENVIRONMENT}.")
         return notes
 
     def files(self, deployment: Deployment, notes: Sequence[str]) -> dict[str, str]:

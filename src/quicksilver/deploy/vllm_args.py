@@ -24,9 +24,8 @@ class VllmArgs(Target):
         if kind in ("s3", "gs"):
             notes.append("vLLM reads object storage with a package of its own: pip install 'vllm[runai]'.")
         if deployment.environment:
-            notes.append(
-                f"vllm serve --config {CONFIG} reads no environment: {', '.join(deployment.environment)} are exported by {SCRIPT} alone."
-            )
+            names = ", ".join(sorted(deployment.environment))
+            notes.append(f"vllm serve --config {CONFIG} reads no environment: {SCRIPT} sets {names}.")
         return notes
 
     def files(self, deployment: Deployment, notes: Sequence[str]) -> dict[str, str]:

@@ -5,10 +5,14 @@
 # Not carried over, or left to you:
 # - vLLM's own server answers: what Quicksilver's has in front of an engine (its grammars, limits of waiting and time, access log and recording) is not there.
 # - vLLM reads object storage with a package of its own: pip install 'vllm[runai]'.
+# - vllm serve --config vllm.yaml reads no environment: serve.sh sets VLLM_NO_USAGE_STATS.
+export VLLM_NO_USAGE_STATS=1
 exec vllm serve s3://bucket/mine \
     --served-model-name SmolLM2-135M-Instruct \
+    --dtype float32 \
     --max-num-seqs 16 \
     --max-num-batched-tokens 2048 \
     --enable-prefix-caching \
-    --speculative-config '{"num_speculative_tokens": 5, "method": "ngram", "prompt_lookup_max": 4}' \
+    --generation-config vllm \
+    --speculative-config '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 1}' \
     --load-format runai_streamer

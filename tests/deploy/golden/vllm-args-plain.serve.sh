@@ -4,8 +4,13 @@
 #
 # Not carried over, or left to you:
 # - vLLM's own server answers: what Quicksilver's has in front of an engine (its grammars, limits of waiting and time, access log and recording) is not there.
+# - vllm serve --config vllm.yaml reads no environment: serve.sh sets HF_HUB_OFFLINE, VLLM_NO_USAGE_STATS.
+export HF_HUB_OFFLINE=1
+export VLLM_NO_USAGE_STATS=1
 exec vllm serve /srv/artefact \
     --served-model-name SmolLM2-135M-Instruct \
+    --dtype float32 \
     --max-num-seqs 8 \
     --max-num-batched-tokens 512 \
-    --no-enable-prefix-caching
+    --no-enable-prefix-caching \
+    --generation-config vllm

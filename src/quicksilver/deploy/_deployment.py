@@ -22,9 +22,10 @@ MAX_NAME = 50
 """Characters of a name: Kubernetes allows 63, and appends to it."""
 PORT = 8000
 NO_GATEWAY = (
-    "vLLM's own server answers: what Quicksilver's has in front of an engine (its grammars, limits of waiting and time, access log "
-    "and recording) is not there."
+    "vLLM's own server answers, as it does under `quicksilver serve`: the grammars, limits of waiting and time, access log and "
+    "recording of Quicksilver's are not there."
 )
+ONLY_CPU = "It was built and tried with vLLM on a CPU; nothing of it was tried on a GPU."
 # docs.vllm.ai, security: limits of API key authentication.
 HALF_LOCKED = (
     "vLLM asks for the API key under /v1 only, and /invocations answers without one: let a proxy pass /v1 alone."
@@ -116,13 +117,14 @@ def _with_vllm(settled: Deployment, target: Target, gpus: int | None) -> Deploym
         return _vllm.server(artifact.path, settings, gpu=gpus != 0, model=settled.model, offline=offline)
 
     server = made(artifact.settings)
+    untried = gpus != 0 and "(CPU)" in artifact.target.get("engine", "")
     revision = {"revision": place.revision} if place.revision and not target.mounts else {}
     return replace(
         settled,
         gpus=needed if gpus is None else gpus,
         options={**server.options, **revision, **target.loading(place)},
         environment=dict(server.environment),
-        notes=(*_vllm.unsaid(artifact.settings, made), NO_GATEWAY),
+        notes=(*_vllm.unsaid(artifact.settings, made), NO_GATEWAY, *([ONLY_CPU] if untried else [])),
     )
 
 

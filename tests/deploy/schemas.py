@@ -30,12 +30,13 @@ def compose(text: str) -> None:
 
 def kserve(text: str) -> None:
     """KServe's client models, which drop what they don't know: so what comes back has to be what went in."""
-    found = importlib.util.find_spec("kserve")
-    assert found is not None
-    # The package's own __init__ imports its model server, which the models don't need.
-    package = types.ModuleType("kserve")
-    package.__path__ = list(found.submodule_search_locations or ())
-    sys.modules["kserve"] = package
+    if "kserve" not in sys.modules:
+        found = importlib.util.find_spec("kserve")
+        assert found is not None
+        # The package's own __init__ imports its model server, which the models don't need.
+        package = types.ModuleType("kserve")
+        package.__path__ = list(found.submodule_search_locations or ())
+        sys.modules["kserve"] = package
     import kubernetes
     from kserve import models
 
@@ -59,8 +60,10 @@ def ray(text: str) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     document = yaml.safe_load(text)
-    ServeDeploySchema.model_validate(document)
-    for application in document["applications"]:
+    applications = ServeDeploySchema.model_validate(document).applications
+    for application, known in zip(document["applications"], applications, strict=True):
+        # It ignores what it doesn't know.
+        assert known.model_fields_set == set(application), known.model_fields_set ^ set(application)
         for config in application["args"]["llm_configs"]:
             read = LLMConfig.model_validate(config)
             assert read.engine_kwargs == config["engine_kwargs"], read
@@ -119,4 +122,4 @@ if __name__ == "__main__":
         except Exception as error:  # jsonschema's and pydantic's have only their name in common
             if type(error).__name__ not in ("AssertionError", "ValidationError"):
                 raise
-            sys.exit(f"{file} is refused: {error}")
+            sys.exit(f"{file} is refused: {str(error)[:500]}")

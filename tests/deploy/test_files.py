@@ -180,7 +180,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     return Settings(
         max_streams=options["max-num-seqs"],
         max_batched_tokens=options["max-num-batched-tokens"],
-        kv_precision=types.get(options.get("kv-cache-dtype"), "default"),
+        kv_precision=types[options["kv-cache-dtype"]] if "kv-cache-dtype" in options else "default",
         prefix_caching=options["enable-prefix-caching"],
         speculation=guessing
         and Speculation(

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from quicksilver import Recipe, api
-from quicksilver.deploy import docker_compose
+from quicksilver.deploy._deployment import PORT
 
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 TRIES, WAIT_S = 240, 0.25
@@ -36,7 +36,7 @@ def test_what_the_container_runs_serves_by_key(folder: Path, tmp_path: Path) -> 
     words = list(service["command"])
     assert words[0] == service["volumes"][0]["target"]
     words[0] = service["volumes"][0]["source"]
-    assert words[words.index("--port") + 1] == str(docker_compose.PORT)
+    assert words[words.index("--port") + 1] == str(PORT)
     words[words.index("--port") + 1] = "0"
     server = subprocess.Popen(
         [sys.executable, "-m", "quicksilver", "serve", *words],
@@ -49,7 +49,7 @@ def test_what_the_container_runs_serves_by_key(folder: Path, tmp_path: Path) -> 
         assert server.stdout is not None
         port = json.loads(server.stdout.readline())["port"]
         _, _, *probe = service["healthcheck"]["test"]
-        probe = [sys.executable, *(word.replace(f":{docker_compose.PORT}/", f":{port}/") for word in probe)]
+        probe = [sys.executable, *(word.replace(f":{PORT}/", f":{port}/") for word in probe)]
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         for _ in range(TRIES):
             if subprocess.run(probe, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0:

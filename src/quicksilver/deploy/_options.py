@@ -10,17 +10,19 @@ from typing import Any
 
 FRONTEND = frozenset(
     {
-        "allow-credentials", "allowed-headers", "allowed-methods", "allowed-origins", "api-key", "api-server-count", "chat-template",
-        "chat-template-content-format", "cohere-format", "cohere-is-reasoning-model", "data-parallel-supervisor-port",
-        "default-chat-template-kwargs", "disable-access-log-for-endpoints", "disable-fastapi-docs", "disable-uvicorn-access-log",
-        "enable-auto-tool-choice", "enable-flash-late-interaction", "enable-force-include-usage", "enable-log-deltas", "enable-log-outputs",
-        "enable-offline-docs", "enable-per-request-metrics", "enable-prompt-tokens-details", "enable-request-id-headers",
-        "enable-server-load-tracking", "enable-ssl-refresh", "enable-tokenizer-info-endpoint", "exclude-tools-when-tool-choice-none",
-        "fingerprint-mode", "fingerprint-value", "grpc", "h11-max-header-count", "h11-max-incomplete-event-size", "headless", "host",
-        "log-config-file", "log-error-stack", "lora-modules", "max-log-len", "middleware", "port", "response-role",
-        "return-tokens-as-token-ids", "root-path", "shutdown-timeout", "ssl-ca-certs", "ssl-cert-reqs", "ssl-certfile", "ssl-ciphers",
-        "ssl-keyfile", "tokens-only", "tool-call-parser", "tool-parser-plugin", "tool-server", "trust-request-chat-template", "uds",
-        "uvicorn-log-level",
+        "allow-credentials", "allowed-headers", "allowed-methods", "allowed-origins", "anthropic-disabled-thinking-effort", "api-key",
+        "api-server-count", "chat-template", "chat-template-content-format", "cohere-format", "cohere-is-reasoning-model",
+        "data-parallel-supervisor-port", "default-chat-template-kwargs", "disable-access-log-for-endpoints", "disable-fastapi-docs",
+        "disable-uvicorn-access-log", "dp-supervisor-probe-failure-threshold", "dp-supervisor-probe-interval-s",
+        "dp-supervisor-probe-timeout-s", "enable-auto-tool-choice", "enable-flash-late-interaction", "enable-force-include-usage",
+        "enable-log-deltas", "enable-log-outputs", "enable-offline-docs", "enable-per-request-metrics", "enable-prompt-tokens-details",
+        "enable-request-id-headers", "enable-scale-out", "enable-server-load-tracking", "enable-ssl-refresh",
+        "enable-tokenizer-info-endpoint", "exclude-tools-when-tool-choice-none", "fingerprint-mode", "fingerprint-value", "grpc",
+        "grpc-port", "h11-max-header-count", "h11-max-incomplete-event-size", "headless", "host", "log-config-file", "log-error-stack",
+        "lora-modules", "max-log-len", "middleware", "port", "response-role", "return-tokens-as-token-ids", "root-path", "shutdown-timeout",
+        "sse-keep-alive-interval", "ssl-ca-certs", "ssl-cert-reqs", "ssl-certfile", "ssl-ciphers", "ssl-keyfile", "tokens-only",
+        "tool-call-parser", "tool-parser-plugin", "tool-server", "tool-strict-level", "trust-request-chat-template",
+        "trust-request-mm-kwargs", "uds", "uvicorn-log-level",
     }
 )  # fmt: skip
 """Arguments of vLLM's HTTP server and not of its engine (`FrontendArgs`, and what `vllm serve` adds); a test compares it with vLLM's own."""

@@ -40,6 +40,9 @@ CHOICES = dict.fromkeys((1, 4, 8), RECIPES / "smollm2-cost.toml")
 PROMPTS = {1: 3, 4: 8, 8: 16}
 """Prompts of a round, for each number of streams; two a stream for others."""
 WARM_UP = 4
+"""Prompts that a server answers before it is measured."""
+SHORT = 16
+"""Tokens of each of those answers."""
 JUDGED = 48
 """Prompts that the loss of quality is measured on, at most."""
 MOST_LOSS_PERCENT = 1.0
@@ -281,11 +284,12 @@ def _start_peers(
 
 def _add(bench: Bench, name: str, endpoint: Endpoint, loads: set[int], prompts: Sequence[Prompt]) -> None:
     """Take a server in, after it has answered a few prompts that aren't measured. Raises EngineError if it answers none."""
+    short = [prompt.model_copy(update={"max_tokens": SHORT}) for prompt in prompts]
     samples = run_load(
         endpoint,
-        prompts,
-        concurrency=min(max(loads), len(prompts)),
-        max_tokens=16,
+        short,
+        concurrency=min(max(loads), len(short)),
+        max_tokens=SHORT,
         out=bench.folder / "warm-up.jsonl",
         warmup=True,
     )

@@ -51,12 +51,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workload", default="hotpotqa")
     options = parser.parse_args(words)
     results: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for engine in options.engines:
         try:
-            results[engine] = measure(engine, options.rounds)
+            results[engine] = measure(engine, options.rounds, options.workload)
         except QuicksilverError as error:
             failed[engine] = str(error)
             print(f"{engine} can't be measured: {error}", file=sys.stderr)
@@ -65,11 +66,11 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(engine: str, rounds: int) -> dict[str, Any]:
+def measure(engine: str, rounds: int, workload: str) -> dict[str, Any]:
     """Return an engine's tokens/s as we start it and by hand, and what the first is of the second."""
     artifact = build(Recipe(MODEL, engine=engine))
     tokenizer = Tokenizer(build(Recipe(MODEL)).path)
-    found = workloads.load("hotpotqa", prompts=60 + 2 * (WARM_UP + rounds * sum(STREAMS.values())))
+    found = workloads.load(workload, prompts=60 + 2 * (WARM_UP + rounds * sum(STREAMS.values())))
     prompts = [
         tokenizer.encode(tokenizer.chat([m.model_dump() for m in p.messages or ()], open_answer=True), special=False)
         for p in [*found.search, *found.evaluation]

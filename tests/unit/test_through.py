@@ -97,7 +97,7 @@ def test_both_sides_answer_the_same_prompts_in_turns(
 def test_an_engine_that_is_missing_is_named(
     through: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing(engine: str, _: int) -> None:
+    def missing(engine: str, *_: object) -> None:
         raise EngineError(f"The engine {engine} isn't installed.")
 
     monkeypatch.setattr(through, "measure", missing)

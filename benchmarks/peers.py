@@ -146,6 +146,8 @@ def main(words: Sequence[str] | None = None) -> int:
     artifacts = {recipe.hash: _build(recipe, load) for recipe in recipes.values()}
     labels = {recipe.hash: f"{recipe.engine}, {artifacts[recipe.hash].label}" for recipe in recipes.values()}
     materials = Materials(model, options.transformers)
+    if options.prepare:
+        return _prepare(options.peers, materials)
     servers: dict[str, Any] = {figures.OURS: {"weights": "as chosen"}}
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(
@@ -211,6 +213,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--patience", type=float, default=60, help="seconds of a load beyond which it gets fewer prompts"
     )
     parser.add_argument("--no-quality", action="store_true", help="leave out what our choices lose")
+    parser.add_argument(
+        "--prepare", action="store_true", help="make what is served, start each peer once, measure nothing"
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where Samples and the servers' logs stay")
     parser.add_argument("--chart", type=Path, help="where to write the chart, SVG")
     options = parser.parse_args(words)
@@ -246,6 +251,20 @@ def _choice(text: str) -> tuple[int, Path]:
     if not streams.isdigit() or not Path(recipe).is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not STREAMS=RECIPE, such as 8=examples/recipes/int8.toml")
     return int(streams), Path(recipe)
+
+
+def _prepare(names: Sequence[str], materials: Materials) -> int:
+    """Make what peers serve, and start each once, which leaves what it compiles in its cache. Return 1 if one can't be started."""
+    missing = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            try:
+                with started(PEERS[name], materials, Path(folder) / f"{name}.log") as endpoint:
+                    tell(f"{name} was ready after {endpoint.load_s or 0:.0f} s")
+            except QuicksilverError as error:
+                missing += 1
+                tell(f"{name} can't be measured: {error}")
+    return 1 if missing else 0
 
 
 @contextmanager

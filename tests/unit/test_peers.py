@@ -181,8 +181,18 @@ def test_a_whole_run_on_the_fake_engine(
     recipe = tmp_path / "ours.toml"
     recipe.write_text(f'model = "{model}"\nengine = "fake"\n', encoding="utf-8")
     chart = tmp_path / "chart.svg"
+    choices = ["--choice", f"1={recipe}", "--choice", f"2={recipe}"]
+    assert (
+        peers.main(
+            ["--streams", "1,2", "--workload", str(workload), "--prompts", "2", *choices, "--prepare", "--peers", "by"]
+        )
+        == 0
+    )
+    assert "by hand was ready" in capsys.readouterr().err
     words = ["--rounds", "2", "--streams", "1,2", "--prompts", "2", "--workload", str(workload), "--chart", str(chart)]
-    words += ["--choice", f"1={recipe}", "--choice", f"2={recipe}", "--peers", "by,gone"]
+    words += [*choices, "--peers", "by,gone"]
+    assert peers.main([*words, "--prepare"]) == 1
+    assert "gone can't be measured" in capsys.readouterr().err
     assert peers.main(words) == 0
     out, err = capsys.readouterr()
     found = json.loads(out.splitlines()[-1])

@@ -43,6 +43,8 @@ THROUGH = {
 """Arguments that a setting of ours is compiled to."""
 MOST_KV_GB = 2.0
 """Of the KV cache on a CPU unless the settings say more: vLLM fills it with zeros at its start, so all of it is taken."""
+DRAIN_S = 8
+"""Seconds that answers under way have when it is told to end; it is killed two seconds later (process.GRACE_S)."""
 ENVIRONMENT = re.compile(r"VLLM_[A-Z0-9_]+")
 
 
@@ -123,6 +125,8 @@ def compile_launch(
         # Sampling is what the request says, as with every engine here, and not what the model's own file would add to it.
         "generation-config": "vllm",
         "uvicorn-log-level": "warning",
+        # Answers under way are finished when it is told to end; without, they are broken off.
+        "shutdown-timeout": DRAIN_S,
     }
     if settings.kv_precision != "default":
         arguments["kv-cache-dtype"] = _kv_type(settings.kv_precision)

@@ -154,6 +154,16 @@ def test_a_setting_that_vllm_cannot_have_is_an_error(tmp_path: Path) -> None:
     refused("no setting for the group", str(artifacts.write(tmp_path / "a", "vllm", settings).path), "lmi")
 
 
+@pytest.mark.parametrize("to", ["lmi", "ray-serve"])
+def test_what_a_server_of_its_own_has_no_place_for_is_noted(tmp_path: Path, to: str) -> None:
+    settings = Settings(properties={"shutdown_timeout": 60})
+    made = deploy.render(artifacts.write(tmp_path / "a", "vllm", settings), to)
+    assert any("--shutdown-timeout has no place" in note for note in made.notes)
+    plain = deploy.render(artifacts.write(tmp_path / "b", "vllm", artifacts.PLAIN), to)
+    assert not any("has no place there" in note for note in plain.notes)
+    assert not any("shutdown" in line for text in (made, plain) for line in text.text.splitlines() if line[:1] != "#")
+
+
 @pytest.mark.parametrize("to", ["vllm-args", "lmi", "docker-compose", "ray-serve"])
 def test_nothing_of_this_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
     monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))

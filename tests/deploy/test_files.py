@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from quicksilver import deploy, environments
 from quicksilver.deploy import _options
 from quicksilver.deploy._deployment import plan
-from quicksilver.engines.vllm.launch import KV_TYPES
+from quicksilver.engines.vllm.launch import KV_TYPES, MODULE, Launch, Machine
 from quicksilver.nouns import Settings, Speculation
 from quicksilver.nouns.export import Export
 
@@ -49,8 +49,23 @@ def test_every_target_has_a_golden_file() -> None:
     assert {case[0] for case in CASES.values()} == set(deploy.names())
 
 
+def launched(artifact: Path, settings: Settings, machine: Machine, *_: Any, cache: Path, **__: Any) -> Launch:
+    """Arguments that stay as they are: those of the engine are its own tests' matter."""
+    words = ["--model", str(artifact), "--served-model-name", artifacts.MODEL, "--host", "127.0.0.1", "--port", "0"]
+    words += ["--dtype", "bfloat16", "--max-num-seqs", str(settings.max_streams), "--shutdown-timeout", "8"]
+    words += ["--uvicorn-log-level", "warning", "--max-num-batched-tokens", str(settings.max_batched_tokens)]
+    words += ["--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"]
+    if settings.speculation is not None:
+        words += ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5}']
+    variables = {"VLLM_CACHE_ROOT": str(cache), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    if machine.device == "cpu":
+        variables["OMP_NUM_THREADS"] = str(settings.threads or machine.cores)
+    return Launch(("-m", MODULE, *words), variables)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case: str, tmp_path: Path) -> None:
+def test_golden(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quicksilver.engines.vllm.launch.compile_launch", launched)
     made = export(tmp_path / "made", case)
     for name, text in made.files.items():
         if name == "serve.lock":

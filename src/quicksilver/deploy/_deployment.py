@@ -22,8 +22,8 @@ MAX_NAME = 50
 """Characters of a name: Kubernetes allows 63, and appends to it."""
 PORT = 8000
 NO_GATEWAY = (
-    "vLLM's own server answers, as it does under `quicksilver serve`: the grammars, limits of waiting and time, access log and "
-    "recording of Quicksilver's are not there."
+    "Quicksilver's gateway is not in front of it, as it isn't under `quicksilver serve` for vLLM: its grammars, limits of waiting "
+    "and time, access log and recording are not there."
 )
 ONLY_CPU = "It was built and tried with vLLM on a CPU; nothing of it was tried on a GPU."
 # docs.vllm.ai, security: limits of API key authentication.
@@ -57,6 +57,10 @@ class Deployment:
     def vllm(self) -> bool:
         """Whether vLLM's own server serves it, and not Quicksilver's."""
         return self.artifact.engine == "vllm"
+
+    def chose(self, option: str) -> bool:
+        """Whether the recipe names an argument of vLLM's, which our engine sets else."""
+        return option.replace("-", "_") in self.artifact.settings.properties
 
     def vllm_image(self) -> str:
         """The image of vLLM's project, of the version that the artefact was built with."""

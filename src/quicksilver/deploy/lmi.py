@@ -45,7 +45,7 @@ class Lmi(Target):
         notes = [
             f"LMI has an HTTP server of its own: vLLM's --{name} has no place there."
             for name in deployment.options
-            if _unplaced(name)
+            if _unplaced(name) and deployment.chose(name)
         ]
         if int(deployment.options.get("pipeline-parallel-size", 1)) > 1:
             raise BadInputError("LMI's vLLM can't split layers over GPUs (pipeline parallelism); leave it to one.")

@@ -11,8 +11,10 @@ from quicksilver.deploy._target import Target
 from quicksilver.deploy._weights import Weights
 
 FILE = "serve.yaml"
-ITS_OWN = ("served-model-name", "distributed-executor-backend")
+ITS_OWN = frozenset({"served-model-name", "distributed-executor-backend"})
 """Ray sets these itself, and refuses them."""
+UNPLACED = frozenset({"api-key", "api-server-count", "grpc", "headless", "host", "port", "shutdown-timeout", "uds"})
+"""What Ray's server has no use for, or doesn't know: they are neither vLLM's engine's nor its routes'."""
 
 
 class RayServe(Target):
@@ -29,8 +31,8 @@ class RayServe(Target):
         options = deployment.options
         notes = [
             f"Ray Serve has an HTTP server of its own: vLLM's --{name} has no place there."
-            for name in ("host", "port", "api-key", "uds")
-            if name in options
+            for name in options
+            if name in UNPLACED and deployment.chose(name)
         ]
         if "distributed-executor-backend" in options:
             notes.append("Ray Serve chooses how vLLM's processes run: --distributed-executor-backend is left out.")
@@ -40,8 +42,7 @@ class RayServe(Target):
         return notes
 
     def files(self, deployment: Deployment, notes: Sequence[str]) -> dict[str, str]:
-        left_out = {*ITS_OWN, "host", "port", "api-key", "uds"}
-        options = {name: value for name, value in deployment.options.items() if name not in left_out}
+        options = {name: value for name, value in deployment.options.items() if name not in ITS_OWN | UNPLACED}
         config: dict[str, Any] = {
             "model_loading_config": {"model_id": deployment.artifact.model, "model_source": deployment.model},
             "engine_kwargs": _options.underscored(options),

@@ -8,7 +8,7 @@ from quicksilver.techniques._weights import Weights
 class Fp8(Weights):
     """Round weights to 8-bit floats, one scale a row, and activations while serving, one scale a token.
 
-    NVIDIA's Ada, Hopper and Blackwell and AMD's MI300 multiply them; on a CPU vLLM has no kernel for it.
+    NVIDIA's Ada, Hopper and Blackwell and AMD's MI300 multiply them; on a CPU vLLM does it through torch.
     """
 
     gives = frozenset()

@@ -116,10 +116,7 @@ RECIPES: Mapping[str, Callable[[Mapping[str, Any]], Recipe]] = {
     "w8a8": _w8a8,
     "fp8": _fp8,
 }
-GPU_ONLY: Mapping[str, str] = {
-    "int8": "w8a8 is the one with 8 bits that it has",
-    "fp8": "w8a8 is the one with 8 bits that it has",
-}
+GPU_ONLY: Mapping[str, str] = {"int8": "w8a8 has 8 bits, too, and is served"}
 """Techniques for whose weights vLLM has kernels on a GPU alone, and what to take instead."""
 
 

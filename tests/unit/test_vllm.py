@@ -273,7 +273,9 @@ def test_without_a_compiler_it_says_so_before_anything_starts(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(EngineError, match=r"with no-such-compiler, which isn't here; .*enforce_eager=true\.$"):
-        engines.find("vllm").command(folder, Settings(kv_cache_gb=0.01), host="127.0.0.1", port=8000)
+        engines.find("vllm").command(
+            folder, Settings(kv_cache_gb=0.01, properties={"enforce_eager": False}), host="127.0.0.1", port=8000
+        )
 
 
 def test_a_python_without_vllm_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,8 @@ class Vllm(Engine):
             yield endpoint
 
     def compile(self, artifact: Path, settings: Settings) -> None:
+        if _on_cpu() and settings.properties.get("enforce_eager", True):
+            return  # nothing is compiled
         with self.serve(artifact, settings):
             pass  # what it compiled at its start is kept
 

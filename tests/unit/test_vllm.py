@@ -241,6 +241,7 @@ def test_an_artefact_is_the_directory_itself_with_what_the_stack_sets(
     [
         ("mixed", "and the engine vllm serves hf"),
         ("int8", r"^vLLM has no kernel on a CPU for the weights of int8; w8a8 "),
+        ("compile", "isn't compiled here"),
         ("activations", "and the engine vllm serves hf"),
         ("kv-cache", r"on a CPU keeps no keys and values in u8; it takes fp8\.$"),
         (

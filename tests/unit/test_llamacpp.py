@@ -118,6 +118,12 @@ def test_the_cache_is_as_large_as_was_asked_for(
         assert taken <= free_bytes / 2
 
 
+def test_a_search_counts_the_cache_that_is_served_with() -> None:
+    settings = Settings(kv_cache_gb=0.5)
+    tokens = LlamaCpp().cache_tokens(settings, FACTS, 100)
+    assert 0.4e9 < tokens * arguments.kv_bytes(settings, FACTS) <= 0.5e9
+
+
 def test_cached_bytes_are_those_of_ggml_s_blocks() -> None:
     assert arguments.kv_bytes(Settings(), FACTS) == 2 * 30 * 3 * 64 * 2
     assert arguments.kv_bytes(Settings(kv_precision="u8"), FACTS) == 2 * 30 * 3 * 64 * 34 / 32

@@ -68,7 +68,9 @@ class LlamaCpp(Engine):
         return found
 
     def cache_tokens(self, settings: Settings, facts: ModelFacts, held: int) -> int:
-        return arguments.context_tokens(settings, facts)
+        from quicksilver.hardware import detect
+
+        return arguments.context_tokens(settings, facts, detect().cores)
 
     def apply(self, technique: Technique, step: Step) -> None:
         from quicksilver.engines.llamacpp import files

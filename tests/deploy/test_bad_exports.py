@@ -140,7 +140,9 @@ def test_speculation_that_follows_the_load_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_setting_without_an_argument_is_noted(tmp_path: Path) -> None:
-    settings = Settings(threads=2, max_streams=3, kv_cache_gb=1.5, properties={"max_model_len": 512})
+    settings = Settings(
+        threads=2, max_streams=3, kv_cache_gb=1.5, properties={"max_model_len": 512, "enforce_eager": True}
+    )
     artifact = artifacts.write(tmp_path / "a", "vllm", settings)
     on_gpus = [note for note in deploy.render(artifact, "docker-compose").notes if "not carried over" in note]
     assert [note.split()[0] for note in on_gpus] == ["threads=2"]

@@ -66,10 +66,12 @@ def unsaid(settings: Settings, made: Callable[[Settings], Server]) -> list[str]:
         value, default = getattr(settings, field), getattr(plain, field)
         if value != default and field not in ("properties", "speculation"):
             without[f"{field}={value}"] = settings.model_copy(update={field: default})
+    whole = made(settings)
     for key, value in settings.properties.items():
+        if key.replace("_", "-") in whole.options:
+            continue  # the engine may set the same by itself
         fewer = {name: one for name, one in settings.properties.items() if name != key}
         without[f"{key}={value}"] = settings.model_copy(update={"properties": fewer})
-    whole = made(settings)
     notes = [f"{said} is not carried over: it changes none of vLLM's arguments here." for said in without
              if _made(made, without[said]) == whole]  # fmt: skip
     guessing = settings.speculation

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from scripted_server import Exchange, serving, words
 
+from quicksilver.bench import doubts
 from quicksilver.bench.highest import find_highest
 from quicksilver.bench.load import read_samples
 from quicksilver.bench.looks import file_of
@@ -54,10 +55,13 @@ def sent(server: Any) -> list[str]:
     return [body["prompt"] for _, body, _ in server.seen if body["prompt"] != "text 0"]
 
 
-@pytest.mark.parametrize("loads", [streams(4), rates(100, 400)])
-def test_what_was_finished_is_kept_and_nothing_is_sent_twice(loads: Loads, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loads", [streams(4), rates(10, 40)])
+def test_what_was_finished_is_kept_and_nothing_is_sent_twice(
+    loads: Loads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts, "BEHIND_MS", 1e6)  # a busy machine's client is late, which isn't what this is about
     file = tmp_path / "s.jsonl"
-    third = "4 streams" if loads.unit == "streams" else "400 requests/s"
+    third = "4 streams" if loads.unit == "streams" else "40 requests/s"
     with serving(v1_completions=words(2)) as server:
         with pytest.raises(Killed):
             searched(server.url, file, loads=loads, watch=killed_at(third))

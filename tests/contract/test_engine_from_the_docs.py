@@ -43,7 +43,7 @@ def run_in(package: Path, command: list[str]) -> subprocess.CompletedProcess[str
         text=True,
         check=False,
         cwd=package,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
     )
 
 

@@ -273,7 +273,7 @@ def test_optimize_hands_its_options_on(
     assert given.pop("recipes") == [Recipe(str(tiny), [*api_recipe(file).techniques], engine="fake")]
     assert given == {
         "model": "m", "workload": "w", "goal": "latency", "max_quality_loss": 2.0, "ttft_p95_ms": 300.0, "itl_p95_ms": 20.0,
-        "memory_mb": 2000.0, "engine": "fake", "streams": (1, 8), "budget_minutes": 3.0,
+        "memory_mb": 2000.0, "engine": "fake", "engines": None, "streams": (1, 8), "budget_minutes": 3.0,
         "trials": 9, "quick": True, "prompts": 40, "price_per_hour": 1.5,
         "instance": "i", "discount": 0.2, "input_output_ratio": 4.0, "accept_licence": True, "seed": 7, "runs": Path("r"),
         "run_id": "name", "command": f"quicksilver optimize {line}", "max_task_loss": 5.0, "metric": "f1", "judge": "http://j/v1",

@@ -252,7 +252,7 @@ def test_from_not_installed_to_removed(capsys: pytest.CaptureFixture[str], tools
     assert not before["installed"]
     assert before["add"] == "quicksilver engine add tiny"
     assert run(["engine"]) == 0
-    assert "not installed: quicksilver engine add tiny" in capsys.readouterr().out
+    assert "quicksilver engine add tiny adds tiny." in capsys.readouterr().out
     (tiny,) = [entry for entry in said(["engine", "doctor"], capsys) if entry["engine"] == "tiny"]
     assert [finding["check"] for finding in tiny["findings"]] == ["installed"]
     assert not said(["engine", "doctor", "tiny"], capsys, 1)[0]["sound"]

@@ -220,12 +220,14 @@ class Run:
             sample.error = f"unsent: nothing has listened at {self.job.url} for {GONE_S:g} s"
         else:
             self.asked = now if self.asked is None else self.asked
-            reused = Connection()
-            sample.error = await self._ask(session, call.path, body, sample, reused)
-            if reused.stale(sample):
+            connection = Connection()
+            sample.error = await self._ask(session, call.path, body, sample, connection)
+            while connection.stale(sample):
                 # The server had closed the connection, though it had offered to keep it (llama.cpp's does after a stream):
-                # it has read nothing of this, so it is sent again (RFC 9110, 9.2.2), on the time that the client sees.
-                again = await self._ask(session, call.path, body, sample, Connection())
+                # it has read nothing of this, so it is sent again (RFC 9110, 9.2.2), on the time that the client sees. The
+                # next connection that was kept may be closed as well.
+                connection = Connection()
+                again = await self._ask(session, call.path, body, sample, connection)
                 sample.error = sample.error if (again or "").startswith("connect:") else again
         sample.end = clock()
         self._write(sample)

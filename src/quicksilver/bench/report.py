@@ -318,11 +318,12 @@ def keep(certificate: Certificate, folder: Path) -> Path:
 def certificate_of(result: Result, folder: Path) -> Certificate | None:
     """The certificate of a run's winner, if its folder has one."""
     found = load_certificate(folder / CERTIFICATE)
-    best = result.candidate(result.best) if result.best is not None else None
-    if found is None or best is None:
+    if found is None or result.best is None:
         return None
+    best = result.candidate(result.best)
     # An artefact doesn't know that its search had several engines, which puts the engine's name before the label.
-    return found if found.label in (best.label, best.label.removeprefix(f"{best.recipe.get('engine')}: ")) else None
+    engine = best.recipe.get("engine") if best is not None else None
+    return found if found.label in (result.best, result.best.removeprefix(f"{engine}: ")) else None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -57,7 +57,7 @@ def _list() -> None:
         rows = [
             [
                 e["name"],
-                e["version"] or (f"not installed: {e['add']}" if e["add"] else ""),
+                e["version"] or ("not installed" if e["add"] else ""),
                 e["format"] or "",
                 size(e["bytes"]) if e["bytes"] else "",
                 e["about"] or e["reason"],
@@ -65,6 +65,9 @@ def _list() -> None:
             for e in found
         ]
         out.print(table(["name", "version", "serves", "size", "what it is"], rows, right=(3,)))
+        for e in found:
+            if e["add"]:
+                out.print(f"{e['add']} adds {e['name']}.", soft_wrap=True)
 
     emit(found, show)
 

@@ -145,7 +145,9 @@ def known(model: str | None = None, *, workload: str | None = None, everywhere: 
     if not everywhere:
         every = [p for p in every if here(p)]
     every.sort(key=lambda p: PRESETS.index(p.name))
-    every.sort(key=lambda p: (p.created, _key(p)), reverse=True)
+    # Those of one search stay together, though they weren't written in the same second.
+    newest = {key: max(p.created for p in every if _key(p) == key) for key in map(_key, every)}
+    every.sort(key=lambda p: (newest[_key(p)], _key(p)), reverse=True)
     return every
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+
+# In a process of its own, as it is served: the signals are that process's.
+SERVED = '''
+import signal, sys
+from pathlib import Path
 
 from quicksilver.engines.fake import Fake
 from quicksilver.nouns import Artifact, Command, Settings
@@ -33,50 +34,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
-
 class Slow(Fake):
-    """Loads for as long as it is told to."""
+    abilities = Abilities(own_server=True)
 
-    abilities: ClassVar[Abilities] = Abilities(own_server=True)
-    load_s: ClassVar[float] = 0.0
+    def command(self, artifact, settings, *, host, port, api_keys=()):
+        return Command([sys.executable, "-c", SERVER, str(port), sys.argv[1]])
 
-    def command(
-        self, artifact: Path, settings: Settings, *, host: str, port: int, api_keys: Sequence[str] = ()
-    ) -> Command:
-        return Command([sys.executable, "-c", SERVER, str(port), str(self.load_s)])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+artifact = Artifact(
+    path=Path(sys.argv[2]), key="k", label="as-is", model="m", engine="fake", settings=Settings(), disk_mb=1, target={}
+)
+serve(Slow(), artifact, Place(port=0), say=lambda text: print(text, file=sys.stderr, flush=True))
+assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == kept
+'''
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("load_s", [0.0, 600.0])
-def test_it_ends_when_it_is_told_to(
-    number: signal.Signals,
-    load_s: float,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(Slow, "load_s", load_s)
-    own = signal.signal(number, lambda *_: None)  # a server that fails ends this test, and not the process of all tests
-    before = signal.getsignal(number)
-    artifact = Artifact(
-        path=tmp_path, key="k", label="as-is", model="m", engine="fake", settings=Settings(), disk_mb=1, target={}
-    )
-    said: list[str] = []
-
-    def end() -> None:
-        deadline = time.monotonic() + 60
-        while (load_s == 0) != any(line.startswith("Ready") for line in said) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        os.kill(os.getpid(), number)
-
-    ending = threading.Thread(target=end, daemon=True)
-    ending.start()
-    try:
-        serve(Slow(), artifact, Place(port=0), say=said.append)
-        assert signal.getsignal(number) == before
-    finally:
-        ending.join(90)
-        signal.signal(number, own)
-    assert "port" in json.loads(capsys.readouterr().out)
+@pytest.mark.parametrize("load_s", [0, 600])
+def test_it_ends_when_it_is_told_to(number: signal.Signals, load_s: int, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVED, str(load_s), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert "port" in json.loads(process.stdout.readline())
+            said = [process.stderr.readline()]
+            if load_s == 0:
+                said.append(process.stderr.readline())
+            process.send_signal(number)
+            said += process.communicate(timeout=60)[1].splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
     assert any(line.startswith("Ready") for line in said) == (load_s == 0)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from quicksilver.engines.process import free_port, serve_command
 from quicksilver.errors import EngineError
@@ -36,11 +36,13 @@ def serve(
 
     ended, loaded = threading.Event(), threading.Event()
     begun = time.monotonic()
-    print(json.dumps({"port": port}), flush=True)
-    say(
-        f"Loading {artifact.label} of {artifact.model}; it will answer at http://{place.host}:{port}/v1. Ctrl-C ends it."
-    )
-    with _until_told(ended, loaded), serve_command(make, host=place.host, port=port) as endpoint:
+    with _until_told(ended, loaded), ExitStack() as running:
+        print(json.dumps({"port": port}), flush=True)
+        say(
+            f"Loading {artifact.label} of {artifact.model}; it will answer at http://{place.host}:{port}/v1. "
+            "Ctrl-C ends it."
+        )
+        endpoint = running.enter_context(serve_command(make, host=place.host, port=port))
         loaded.set()
         say(f"Ready after {time.monotonic() - begun:.1f} s.")
         while endpoint.alive() and not ended.wait(LOOK_S):

@@ -17,8 +17,7 @@ from quicksilver import environments, techniques
 from quicksilver.engines.vllm import compress, quantise
 from quicksilver.errors import BuildError, EngineError, IllegalRecipeError, NotEnoughError
 from quicksilver.nouns import Step, Technique
-from quicksilver.nouns.model import ModelFacts
-from quicksilver.testing.large import LARGE
+from quicksilver.testing.large import LARGE, SMALL
 from quicksilver.testing.tiny import make_tiny_model
 
 
@@ -129,28 +128,15 @@ def test_its_versions_are_those_that_its_lock_pins() -> None:
 
 
 def test_the_estimate_of_memory_grows_with_the_model_and_with_calibration() -> None:
-    small = ModelFacts(
-        architecture="llama",
-        layers=30,
-        hidden_size=576,
-        intermediate_size=1536,
-        heads=9,
-        kv_heads=3,
-        head_dim=64,
-        vocab_size=49152,
-        max_positions=8192,
-        parameters=134_515_008,
-        tied_embeddings=True,
-    )
     for name in quantise.RECIPES:
         technique = techniques.make(name)
-        memory_mb, disk_mb = quantise.needs_mb(technique, small)
+        memory_mb, disk_mb = quantise.needs_mb(technique, SMALL)
         # Measured on this model with 8 prompts: 1.3 to 1.5 GB; 118 MB with 4 bits, 163 with 8.
         assert 1500 < memory_mb < 4000, name
         assert disk_mb == pytest.approx(163 if "8" in name else 123, abs=6), name
         assert quantise.needs_mb(technique, LARGE)[0] > memory_mb
         if technique.calibrated:
-            assert memory_mb > quantise.needs_mb(techniques.make("int4"), small)[0]
+            assert memory_mb > quantise.needs_mb(techniques.make("int4"), SMALL)[0]
 
 
 # The process

@@ -18,25 +18,13 @@ from quicksilver.engines import find
 from quicksilver.engines.llamacpp import LlamaCpp, arguments, convert, explain, files, pinned
 from quicksilver.engines.llamacpp.quantize import tensor_types
 from quicksilver.errors import BadInputError, EngineError, IllegalRecipeError, NotEnoughError
-from quicksilver.nouns import Model, ModelFacts, Recipe, Settings, Step
+from quicksilver.nouns import Model, Recipe, Settings, Step
 from quicksilver.search import space
 from quicksilver.sources import gguf, models
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.techniques import make
+from quicksilver.testing.large import SMALL as FACTS
 from quicksilver.testing.tiny import make_tiny_gguf, make_tiny_model
-
-FACTS = ModelFacts(
-    architecture="llama",
-    layers=30,
-    hidden_size=576,
-    intermediate_size=1536,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    vocab_size=49152,
-    max_positions=8192,
-    parameters=134_515_008,
-)
 
 
 def compiled(**fields: Any) -> dict[str, str | bool]:

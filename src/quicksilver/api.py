@@ -18,6 +18,7 @@ from quicksilver.measuring import (
     compare,
     find_artifact,
     goal_of,
+    made_elsewhere,
     runnable,
     serving,
     silent,
@@ -363,7 +364,9 @@ def serve(
         artifact = kept.artifact(chosen, say=say or silent)
     else:
         artifact = runnable(target)
-    served_by = engines.find(artifact.engine)
+    if (remark := made_elsewhere(artifact)) is not None:
+        (say or silent)(remark)
+    served_by = engines.installed(artifact.engine)
     if served_by.abilities.own_server:
         from quicksilver.serve.foreign import serve as serve_foreign
 

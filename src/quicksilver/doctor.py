@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import ClassVar, Literal
 
 from quicksilver import engines, environments
 from quicksilver.errors import EngineError
-from quicksilver.hardware import available_memory, instructions
+from quicksilver.hardware import available_memory, instructions, lacking
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.engine import Endpoint, Engine
 from quicksilver.nouns.settings import Settings
@@ -124,16 +123,11 @@ def imports(engine: Engine) -> list[Finding]:
 
 def processor(engine: Engine) -> list[Finding]:
     """Say that this CPU lacks an instruction set that the engine's packages are built for."""
-    lacking = [name for name in engine.isa if name not in instructions()]
-    if not lacking or platform.machine().lower() not in ("x86_64", "amd64"):
+    lacks = lacking(engine.isa)
+    if not lacks:
         return []
-    problem = f"Its packages are built for {', '.join(lacking)}, which this CPU doesn't have."
-    mend = (
-        f"quicksilver engine add {engine.environment} --native"
-        if engine.abilities.native
-        else "Use another engine on this machine, or another machine."
-    )
-    return [_broken(engine.name, "processor", problem, mend)]
+    problem = f"Its packages are built for {', '.join(lacks)}, which this CPU doesn't have."
+    return [_broken(engine.name, "processor", problem, engines.without_instructions(engine))]
 
 
 def native_build(engine: Engine) -> list[Finding]:
@@ -141,11 +135,9 @@ def native_build(engine: Engine) -> list[Finding]:
     there = next((e for e in environments.find() if e.name == engine.environment), None)
     if there is None or there.native is None:
         return []
-    lacking = [name for name in there.native.instructions if name not in instructions()]
-    if lacking:
-        problem = (
-            f"Its native build is for a CPU with {', '.join(lacking)}, which this one doesn't have; it isn't used."
-        )
+    lacks = [name for name in there.native.instructions if name not in instructions()]
+    if lacks:
+        problem = f"Its native build is for a CPU with {', '.join(lacks)}, which this one doesn't have; it isn't used."
     elif there.marker is not None and there.native.lock_sha256 != there.marker.lock_sha256:
         problem = "Its native build is of another version than its environment; it isn't used."
     else:
@@ -159,11 +151,11 @@ def compiler(engine: Engine) -> list[Finding]:
     if not engine.abilities.native:
         return []
     search = os.pathsep.join([str(_folder(engine) / "bin"), os.environ.get("PATH", os.defpath)])
-    lacking = [] if any(shutil.which(name, path=search) for name in COMPILERS) else ["C++ compiler"]
-    lacking += [] if shutil.which("cmake", path=search) else ["cmake"]
-    if not lacking:
+    lacks = [] if any(shutil.which(name, path=search) for name in COMPILERS) else ["C++ compiler"]
+    lacks += [] if shutil.which("cmake", path=search) else ["cmake"]
+    if not lacks:
         return []
-    problem = f"There is no {' and no '.join(lacking)} here, which `engine add {engine.environment} --native` needs."
+    problem = f"There is no {' and no '.join(lacks)} here, which `engine add {engine.environment} --native` needs."
     mend = "Install your system's packages for them, such as apt install build-essential cmake."
     return [Finding(engine=engine.name, check="compiler", kind="limit", problem=problem, mend=mend)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def instructions() -> tuple[str, ...]:
     """Name the vector instruction sets of this machine that matter to a language model."""
     _, flags = _cpuinfo()
     return tuple(name for flag, name in ISA_FLAGS.items() if flag in flags)
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Return the instruction sets that a text names one after the other, as an artefact's manifest does."""
+    longest_first = sorted(ISA_FLAGS.values(), key=len, reverse=True)
+    return tuple(re.findall("|".join(map(re.escape, longest_first)), text))
+
+
+def lacking(needed: Iterable[str]) -> list[str]:
+    """Return those of an x86 package's instruction sets that this machine lacks; none on other processors, whose packages are others."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return []
+    here = instructions()
+    return [name for name in needed if name not in here]
 
 
 @cache

@@ -309,6 +309,19 @@ def runnable(target: str) -> Artifact:
     return artifact
 
 
+def made_elsewhere(artifact: Artifact) -> str | None:
+    """Say that an artefact was made and measured on a CPU with instructions that this one lacks; None for one that wasn't."""
+    from quicksilver.hardware import instructions, named
+
+    lacks = [name for name in named(artifact.target.get("isa", "")) if name not in instructions()]
+    if not lacks:
+        return None
+    return (
+        f"{artifact.label} was made on a machine with {', '.join(lacks)}, which this one lacks: it will be slower here than it was there; "
+        "`quicksilver optimize` finds what is best on this one."
+    )
+
+
 def opened(target: str, model: str | None, api_key_env: str | None) -> AbstractContextManager[Endpoint]:
     """Return what serves a target while it is open, or the server that runs already. Raises as `connect` and `find_artifact` do."""
     from quicksilver.engines.remote import connect

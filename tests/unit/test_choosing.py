@@ -20,7 +20,7 @@ def engine(name: str, abilities: Abilities = Abilities(), missing: str = "") -> 
             raise EngineError(missing)
         return f"{name} 1"
 
-    return SimpleNamespace(name=name, abilities=abilities, version=version, environment="default")
+    return SimpleNamespace(name=name, abilities=abilities, version=version, environment="default", isa=())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from locks import copy_venvs, make_home, make_locks, make_wheel
 
-from quicksilver import doctor, engines, environments
+from quicksilver import doctor, engines, environments, hardware
 from quicksilver.cli import run
 from quicksilver.environments import MARKER, Marker, NativeBuild
 from quicksilver.errors import BadInputError, EngineError
@@ -158,7 +158,7 @@ def test_a_torchvision_of_another_torch(tmp_path: Path, locks: Path) -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_packages_for_another_cpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(doctor, "instructions", lambda: ("AVX2",))
+    monkeypatch.setattr(hardware, "instructions", lambda: ("AVX2",))
     monkeypatch.setattr(Tiny, "abilities", Abilities(native=native))
     monkeypatch.setattr(Tiny, "isa", ("AVX2",))
     assert doctor.processor(Tiny()) == []

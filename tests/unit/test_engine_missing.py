@@ -1,8 +1,9 @@
-"""Commands with an engine that isn't installed say the one command that adds it, before they look at anything else."""
+"""Commands with an engine that isn't installed, or not for this CPU, say the one command that adds it, before they look at anything else."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import ClassVar
 import pytest
 from locks import make_home, make_locks
 
-from quicksilver import engines, environments
+from quicksilver import engines, environments, hardware
 from quicksilver.cli import run
 from quicksilver.errors import EngineError
-from quicksilver.nouns import Endpoint, Engine, Settings
+from quicksilver.measuring import made_elsewhere
+from quicksilver.nouns import Artifact, Endpoint, Engine, Settings
 from quicksilver.nouns.artifact import MANIFEST, RECIPE
+from quicksilver.nouns.engine import Abilities
 from quicksilver.sources import models, workloads
 
 SENTENCE = "error: The engine tiny isn't installed; quicksilver engine add tiny adds it.\n"
@@ -99,3 +102,36 @@ def test_an_artefact_of_an_engine_that_is_not_installed(
 ) -> None:
     assert run([*command, str(artifact)]) == EngineError.exit_code
     assert capsys.readouterr().err == SENTENCE
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("command", [["bench"], ["serve", "--port", "0"], ["certify"]], ids=lambda command: command[0])
+def test_an_artefact_of_an_engine_whose_packages_are_for_another_cpu(
+    command: list[str],
+    native: bool,
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(hardware, "instructions", lambda: ("AVX2",))
+    monkeypatch.setattr(Tiny, "version", lambda _: "1")
+    monkeypatch.setattr(Tiny, "isa", ("AVX2", "AVX-512"))
+    monkeypatch.setattr(Tiny, "abilities", Abilities(native=native))
+    assert run([*command, str(artifact)]) == EngineError.exit_code
+    helps = (
+        "quicksilver engine add tiny --native" if native else "use another engine on this machine, or another machine."
+    )
+    assert capsys.readouterr().err == (
+        f"error: The packages of the engine tiny are built for AVX-512, which this CPU doesn't have. What helps: {helps}\n"
+    )
+
+
+def test_an_artefact_that_was_made_on_a_cpu_that_can_do_more(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "instructions", lambda: ("AVX2", "AVX-512"))
+    here = Artifact.open(artifact)
+    assert made_elsewhere(here) is None
+    assert made_elsewhere(here.model_copy(update={"target": {"isa": "AVX2 AVX-512"}})) is None
+    remark = made_elsewhere(here.model_copy(update={"target": {"isa": "AVX2 AVX-512 AVX-512 VNNI AVX-512 BF16"}}))
+    assert remark is not None
+    assert remark.startswith("as is was made on a machine with AVX-512 VNNI, AVX-512 BF16, which this one lacks")

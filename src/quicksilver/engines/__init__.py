@@ -8,7 +8,9 @@ import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from quicksilver import environments
 from quicksilver.errors import EngineError, unknown
+from quicksilver.hardware import lacking
 from quicksilver.nouns import Engine
 
 GROUP = "quicksilver.engines"
@@ -37,10 +39,23 @@ def find(name: str) -> Engine:
 
 
 def installed(name: str) -> Engine:
-    """Return an engine that is installed. Raises EngineError, which says the one command that adds it, for one that isn't."""
+    """Return an engine that is installed and runs on this CPU. Raises EngineError, which says the one command that mends it."""
     engine = find(name)
     engine.version()
+    lacks = lacking(engine.isa)
+    if lacks and not (engine.abilities.native and environments.native(engine.environment)):
+        raise EngineError(
+            f"The packages of the engine {name} are built for {', '.join(lacks)}, which this CPU doesn't have. "
+            f"What helps: {without_instructions(engine)}"
+        )
     return engine
+
+
+def without_instructions(engine: Engine) -> str:
+    """Say what to do where this CPU lacks instructions that an engine's packages are built for."""
+    if engine.abilities.native:
+        return f"quicksilver engine add {engine.environment} --native"
+    return "use another engine on this machine, or another machine."
 
 
 def _here() -> set[str]:

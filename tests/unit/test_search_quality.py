@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,13 +44,21 @@ def test_a_sweep_and_searches_of_the_same_space(
     load = workloads.load(str(file)).model_copy(update={"concurrencies": (1, 2)})
     where = benchmark.reduced()
     assert len(where) == 4
-    swept = benchmark.sweep(benchmark.start(tmp_path / "runs", model, load, "fake", "sweep"), where, 1)
+    sweeping = benchmark.start(tmp_path / "runs", model, load, "fake", "sweep")
+    swept = benchmark.sweep(sweeping, where, 1)
     assert set(swept.gains) == {0, 1, 2, 3}
     assert swept.gains[0] == 0.0
     found = benchmark.look(benchmark.start(tmp_path / "runs", model, load, "fake", "search"), where, 4, 0)
     assert 0 < found.raced <= 4
-    document = benchmark.document(where, swept, [found])
+    document = benchmark.document(where, swept, [found], 1)
     assert 0 < document["share_of_best"]["median"] <= 1
+    assert document["rematch"] is None
+    again = benchmark.rematch(sweeping, where, swept, [found], 1)
+    assert set(again) == {benchmark.top(swept), found.index}
+    document = benchmark.document(where, swept, [found], 1, again)
+    share = math.exp(again[found.index] - again[benchmark.top(swept)])
+    assert document["share_of_best"]["median"] == pytest.approx(share)
+    assert len(document["rematch"]) == len(again)
     assert document["stability"] == {"runs": 1, "same_winner": 1, "equal_within_intervals": 0}
     # What was measured is kept: the same sweep again takes what is there.
     again = benchmark.sweep(benchmark.start(tmp_path / "runs", model, load, "fake", "sweep"), where, 1)

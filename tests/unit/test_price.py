@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quicksilver.bench.price import cost, instances, price
+from quicksilver.bench.price import cost, price
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import Figure, Latency, Price, Speed
+from quicksilver.sources import instances
 
 
 def at(tokens_per_s: float, itl_p50_ms: float, concurrency: int = 16) -> Speed:
@@ -35,7 +36,9 @@ def at(tokens_per_s: float, itl_p50_ms: float, concurrency: int = 16) -> Speed:
 
 @pytest.mark.parametrize(("tokens_per_s", "usd"), [(1200, 6.54), (2400, 3.27)])
 def test_the_blended_price_is_the_headline_figure(tokens_per_s: float, usd: float) -> None:
-    found = cost(at(tokens_per_s, 16 / tokens_per_s * 1000), price(instance="ml.p5.48xlarge"))
+    found = cost(
+        at(tokens_per_s, 16 / tokens_per_s * 1000), price(instances.find("ml.p5.48xlarge").rates[-1].usd_per_hour)
+    )
     assert found is not None
     assert found.blended is not None
     assert round(found.blended, 2) == usd
@@ -91,17 +94,10 @@ def test_a_named_instance_says_where_its_price_comes_from() -> None:
     assert found.source == "c7i.xlarge, us-east-1, list price of 2026 (EC2 price list)"
 
 
-def test_the_catalogue_has_what_the_anchors_name() -> None:
-    assert {k: v.usd_per_hour for k, v in instances().items() if "g5" in k or "inf2" in k} == {
-        "ml.g5.12xlarge": 7.09,
-        "ml.inf2.48xlarge": 15.58,
-        "g5.12xlarge": 5.672,
-        "inf2.48xlarge": 12.98127,
-    }
-    for name, instance in instances().items():
-        assert name == instance.name
-        assert 0 < instance.usd_per_hour < 200
-        assert instance.date.startswith("20")
+def test_an_instance_of_which_no_price_is_known_says_so() -> None:
+    with pytest.raises(BadInputError, match=r"No price of ml.p5en.48xlarge is known; give --price-per-hour"):
+        price(instance="ml.p5en.48xlarge")
+    assert price(90.0, "ml.p5en.48xlarge").usd_per_hour == 90.0
 
 
 def test_what_is_given_goes_before_the_list() -> None:

@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
-from functools import cache
-from importlib import resources
 
-from quicksilver.errors import BadInputError, unknown
-from quicksilver.nouns.base import Noun
+from quicksilver.errors import BadInputError
 from quicksilver.nouns.hardware import Price
 from quicksilver.nouns.score import Cost, Speed
+from quicksilver.sources import instances
 
 ASSUMED_USD_PER_CORE_HOUR = 0.05
 """The round figure for a machine of which nothing was said; near the list price of a cloud's vCPU."""
-
-
-class Instance(Noun):
-    """A machine that can be rented; its list price with its date and place."""
-
-    name: str
-    usd_per_hour: float
-    where: str
-    date: str
-    source: str
-
-
-@cache
-def instances() -> dict[str, Instance]:
-    """Return the instance catalogue by name."""
-    text = (resources.files("quicksilver.bench") / "instances.toml").read_text(encoding="utf-8")
-    return {
-        name: Instance(name=name, usd_per_hour=usd, **{key: table[key] for key in ("where", "date", "source")})
-        for table in tomllib.loads(text)["list"]
-        for name, usd in table["usd_per_hour"].items()
-    }
 
 
 def price(
@@ -49,20 +25,19 @@ def price(
     """Return the price of a machine: as given, a named instance's list price, or an assumption by its cores.
 
     `usd_per_hour` goes before the instance's list price and both are before the discount (0 to below 1). `cores` are
-    those of this machine if not given. Raises BadInputError for a number that is no price and for an unknown name.
+    those of this machine if not given. Raises BadInputError for a number that is no price, for an unknown name, and for an
+    instance whose price isn't known.
     """
     _check("price per hour", usd_per_hour, above=0.0)
     _check("discount", discount, least=0.0, below=1.0)
     _check("input to output ratio", input_output_ratio, least=0.0)
-    found = None
-    if instance is not None:
-        found = instances().get(instance)
-        if found is None and usd_per_hour is None:
-            raise unknown("instance", instance, instances())
     if usd_per_hour is not None:
         usd, source = usd_per_hour, f"given for {instance}" if instance else "given"
-    elif found is not None:
-        usd, source = found.usd_per_hour, f"{found.name}, {found.where}, list price of {found.date} ({found.source})"
+    elif instance is not None:
+        rate = instances.find(instance).rate()
+        if rate is None:
+            raise BadInputError(f"No price of {instance} is known; give --price-per-hour.")
+        usd, source = rate.usd_per_hour, f"{instance}, {rate.where}, list price of {rate.date} ({rate.source})"
     else:
         count = cores or os.cpu_count() or 1
         usd = ASSUMED_USD_PER_CORE_HOUR * count

@@ -21,11 +21,12 @@ from quicksilver.cli.compare import compare
 from quicksilver.cli.engine import engine, engines
 from quicksilver.cli.export import export
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
+from quicksilver.cli.hardware import hardware
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.presets import presets
 from quicksilver.cli.result import show_run
 from quicksilver.cli.serve import serve
-from quicksilver.cli.show import hardware, models, techniques, workloads
+from quicksilver.cli.show import models, techniques, workloads
 from quicksilver.cli.store import store
 from quicksilver.errors import QuicksilverError
 

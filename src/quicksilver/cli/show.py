@@ -1,4 +1,4 @@
-"""`quicksilver models | workloads | techniques | hardware`: what there is to choose from."""
+"""`quicksilver models | workloads | techniques`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -255,24 +255,3 @@ def _type(annotation: Any) -> str:
         return " or ".join(map(str, get_args(annotation)))
     plain = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
     return plain.get(annotation) or str(annotation)
-
-
-@click.command(short_help="This machine, and its assumed price.")
-@json_option
-def hardware() -> None:
-    """Describe this machine, and what an hour of it is assumed to cost."""
-    from quicksilver.bench.price import price
-    from quicksilver.hardware import detect
-
-    machine = detect()
-    cost = price(cores=machine.cores)
-    facts = {
-        "processor": machine.cpu,
-        "cores": machine.cores,
-        "memory": f"{machine.memory_gb:g} GB",
-        "instruction sets": ", ".join(machine.isa) or "none that matter",
-        "accelerators": ", ".join(machine.accelerators) or "none",
-        "price": f"${cost.usd_per_hour:.2f} an hour ({cost.source})",
-    }
-    document = machine.model_dump(mode="json") | {"price": cost.model_dump(mode="json")}
-    emit(document, lambda out: out.print(pairs(facts)))

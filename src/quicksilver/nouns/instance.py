@@ -45,9 +45,9 @@ class Instance(Noun):
     memory_gb: float = Field(gt=0)
     bandwidth_gb_s: float | None = Field(None, gt=0, description="of the CPU's memory, as far as it is known")
     tflops: dict[str, float] = Field(default_factory=dict, description="of the CPU, dense, by precision")
-    rates: tuple[Rate, ...] = ()
+    rates: tuple[Rate, ...] = Field((), description="the user's own before the list's, the newest first")
     source: str
 
-    def rate(self, commitment: Commitment = "on-demand") -> Rate | None:
-        """Return the price of an hour as it is paid; None if it isn't known."""
-        return next((rate for rate in self.rates if rate.commitment == commitment), None)
+    def rate(self, commitment: Commitment = "on-demand", date: str = "") -> Rate | None:
+        """Return the newest price of an hour as it is paid, or that of a date, such as `2024`; None if it isn't known."""
+        return next((r for r in self.rates if r.commitment == commitment and r.date.startswith(date)), None)

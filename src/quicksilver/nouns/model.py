@@ -32,6 +32,18 @@ class ModelFacts(Noun):
         """Elements of KV cache that one token takes, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding, and of the output layer where that is another matrix."""
+        return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+    def forward_elements(self, tokens: int, split: int = 1) -> float:
+        """Elements that one layer of a forward pass over so many tokens holds at once: four of the hidden size, two of the feed-forward.
+
+        `split` is over how many devices the feed-forward network is divided.
+        """
+        return tokens * (4 * self.hidden_size + 2 * self.intermediate_size / split)
+
 
 class Model(Noun):
     """Weights on this machine: a Hugging Face directory or a GGUF file, resolved from what the user named."""

@@ -30,6 +30,7 @@ JOBS = {
     "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
     "through": [str(HERE / "through.py")],
     "native": [str(HERE / "native.py")],
+    "predicted": [str(HERE / "predicted.py")],
 }
 ON_REQUEST = {"agreement", "native", "peers", "through"}
 """These need environments of their own: see the Makefile."""
@@ -128,7 +129,7 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
         ),
     ]
-    return "\n".join(lines + _speculation() + _peers() + _through())
+    return "\n".join(lines + _speculation() + _peers() + _through() + _predicted())
 
 
 def _speculation() -> list[str]:
@@ -194,6 +195,23 @@ def _through() -> list[str]:
         (
             f"Through us an engine gives, of what its own server gives with the same arguments: {'; '.join(said)}. "
             f"{found['rounds']} interleaved rounds. Commit {found['commit']}, {found['time']}."
+        ),
+    ]
+
+
+def _predicted() -> list[str]:
+    """Return how far the planner's predictions of this machine are off; nothing before it was measured."""
+    file = RESULTS / "predicted.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        "",
+        (
+            f"Tokens/s that the planner predicts of this machine are off by {found['median_error_percent']:.1f} % in the median and "
+            f"{found['worst_error_percent']:.1f} % at worst, over {found['configurations']} configurations of a 135M and a 1.1B model that its fit "
+            f"never saw; measured twice, they differ by {found['median_noise_percent']:.1f} % themselves. "
+            f"Commit {found['commit']}, {found['time']}."
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from quicksilver.build import build as building
-from quicksilver.errors import BadInputError, EngineError
+from quicksilver.errors import BadInputError, EngineError, QuicksilverError
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.benchmark import Benchmark
@@ -21,6 +22,8 @@ from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.goal import Goal
 from quicksilver.nouns.workload import Workload
 from quicksilver.search.events import Event
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[Event], None]
 MANY_PROMPTS = 2000
@@ -156,6 +159,7 @@ def benchmark(
         try:
             with serving(target) as endpoint:
                 found = run(endpoint, building.tools(find_artifact(target).engine))
+            _meet(found, find_artifact(target))
         except EngineError as error:
             # A server that died while it was measured: what came before is kept.
             if found is None or not found.answered:
@@ -166,6 +170,34 @@ def benchmark(
         asked = sum(speed.requests for speed in found.speeds)
         raise EngineError(f"{target} answered none of {asked} requests ({', '.join(sorted(kinds))}); see {file}.")
     return found
+
+
+def _meet(found: Benchmark, artifact: Artifact) -> None:
+    """Put what was measured beside what was predicted of this machine, where that is the same for sure."""
+    from quicksilver.planner import record, reports
+
+    weights = reports.weights_of(reports.techniques_of(artifact.label))
+    for speed in found.speeds if weights else ():
+        measured = reports.measured_of(
+            speed,
+            model=artifact.model,
+            report="quicksilver bench",
+            machine=found.hardware.cpu,
+            weights=weights,
+            date=found.created,
+        )
+        try:
+            met = None if measured is None else record.meet(measured)
+        except QuicksilverError as error:  # what was measured is worth more than the record of predictions
+            log.warning("%s", error)
+            return
+        if met is not None:
+            log.info(
+                "%.1f tokens/s were predicted of this load at %d streams: %.1f %% off.",
+                met.prediction.tokens_per_s,
+                speed.concurrency,
+                met.error_percent,
+            )
 
 
 def compare(

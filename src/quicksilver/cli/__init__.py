@@ -16,6 +16,7 @@ import click
 from quicksilver import __version__
 from quicksilver.cli.bench import bench
 from quicksilver.cli.build import build
+from quicksilver.cli.calibrate import calibrate
 from quicksilver.cli.certify import certify
 from quicksilver.cli.compare import compare
 from quicksilver.cli.engine import engine, engines
@@ -23,6 +24,7 @@ from quicksilver.cli.export import export
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.hardware import hardware
 from quicksilver.cli.optimize import optimize
+from quicksilver.cli.predictions import predictions
 from quicksilver.cli.presets import presets
 from quicksilver.cli.result import show_run
 from quicksilver.cli.serve import serve
@@ -91,6 +93,8 @@ for command in (
     engine,
     engines,
     hardware,
+    calibrate,
+    predictions,
     store,
 ):
     cli.add_command(command)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quicksilver.nouns.model import ModelFacts
     from quicksilver.nouns.settings import Settings
     from quicksilver.nouns.speculation import SpeculationTable
+    from quicksilver.nouns.steps import StepShape, StepTimings
     from quicksilver.nouns.technique import Step, Technique
     from quicksilver.nouns.workload import Prompt
 
@@ -279,6 +280,21 @@ class Engine(ABC):
         """Measure what guessing costs on this machine, and what it gains on prompts with their answers.
 
         None for an engine, or a kind of speculation, that doesn't follow the load. Raises EngineError if measuring fails.
+        """
+        return None
+
+    def time_steps(
+        self,
+        artifact: Path,
+        settings: Settings,
+        shapes: Sequence[StepShape],
+        say: Callable[[int, int], None],
+        *,
+        budget_s: float,
+    ) -> StepTimings | None:
+        """Time an artefact's steps on this machine, in a process of its own; `say` gets how many are done, and of how many.
+
+        None for an engine whose steps can't be asked for one by one. Raises EngineError if timing fails.
         """
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from quicksilver.errors import EngineError
 from quicksilver.nouns.engine import Decoder, Endpoint, Engine
 from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.speculation import SpeculationTable
+from quicksilver.nouns.steps import StepShape, StepTimings
 from quicksilver.nouns.workload import Prompt
 
 if TYPE_CHECKING:
@@ -77,6 +78,21 @@ class OpenVino(Engine):
         from quicksilver.engines.openvino.measure import Job, measure_apart
 
         return measure_apart(Job(artifact=artifact, settings=settings, answers=tuple(answers)))
+
+    def time_steps(
+        self,
+        artifact: Path,
+        settings: Settings,
+        shapes: Sequence[StepShape],
+        say: Callable[[int, int], None],
+        *,
+        budget_s: float,
+    ) -> StepTimings | None:
+        if settings.speculation is not None and settings.speculation.kind == "draft":
+            return None  # GenAI runs these
+        from quicksilver.engines.openvino.steps import time_apart
+
+        return time_apart(artifact, settings, shapes, say, budget_s=budget_s)
 
     def open(self, artifact: Path, settings: Settings) -> Decoder:
         _import_lightly()

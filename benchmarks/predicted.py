@@ -1,0 +1,242 @@
+"""Predicted against measured tokens/s on this machine, for configurations that the fit never saw. The last line is one JSON document.
+
+Steps of some artefacts of two models, 135M and 1.1B with random weights, are timed one by one in a process of their own, and the
+planner's model of a CPU is fitted to them. Then it predicts closed loops of other streams and lengths, among them those of an
+artefact of which no step was timed; only then these are served and measured over HTTP, in rounds that take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quicksilver import engines
+from quicksilver.bench.load import run_load
+from quicksilver.build import build as building
+from quicksilver.build import plan as planning
+from quicksilver.errors import QuicksilverError
+from quicksilver.hardware import detect
+from quicksilver.nouns import Artifact, Endpoint, Model, Prompt, Recipe, Settings
+from quicksilver.nouns.prediction import Layout, PlannedLoad, Precision
+from quicksilver.nouns.steps import StepSet
+from quicksilver.planner import fitted, simulate, steps
+from quicksilver.sources import models
+from quicksilver.sources.home import home
+from quicksilver.testing.large import make_random_model
+from stamp import stamp
+
+SMALL, LARGE = "smollm2-135m-instruct", "random-1.1b"
+TIMED: tuple[tuple[str, Precision], ...] = (
+    (SMALL, "bf16"),
+    (SMALL, "int8"),
+    (SMALL, "int4"),
+    (LARGE, "bf16"),
+    (LARGE, "int8"),
+)
+"""Artefacts whose steps are timed. Of LARGE in int4 none is."""
+MEDIAN_PERCENT, WORST_PERCENT = 10.0, 25.0
+"""What the errors must reach."""
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A configuration that is predicted and then measured."""
+
+    model: str
+    weights: Precision
+    streams: int
+    prompt: int
+    answer: int
+
+    @property
+    def load(self) -> PlannedLoad:
+        return PlannedLoad(input_tokens=self.prompt, output_tokens=self.answer, streams=self.streams)
+
+
+HELD_BACK = (
+    Case(SMALL, "bf16", 1, 300, 100),
+    Case(SMALL, "bf16", 6, 500, 120),
+    Case(SMALL, "int8", 3, 622, 128),
+    Case(SMALL, "int8", 12, 200, 100),
+    Case(SMALL, "int4", 1, 900, 64),
+    Case(SMALL, "int4", 5, 300, 150),
+    Case(SMALL, "int4", 10, 622, 100),
+    Case(LARGE, "bf16", 2, 200, 48),
+    Case(LARGE, "bf16", 5, 100, 64),
+    Case(LARGE, "int8", 1, 400, 64),
+    Case(LARGE, "int8", 6, 128, 64),
+    Case(LARGE, "int4", 1, 150, 64),
+    Case(LARGE, "int4", 3, 300, 64),
+    Case(LARGE, "int4", 10, 128, 64),
+)
+"""No step was timed with such a number of streams, but for 1, nor with such lengths."""
+
+
+def main() -> int:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2, help="how often each configuration is measured")
+    parser.add_argument("--cycles", type=int, default=4, help="requests of each stream in a round, at least 4")
+    parser.add_argument(
+        "--seconds", type=float, default=40.0, help="for the steps of an artefact; a first pass is whole"
+    )
+    parser.add_argument("--only", choices=("small", "large"), help="one of the models")
+    parser.add_argument("--kept", action="store_true", help="take the steps that are kept, and time none")
+    parser.add_argument("--build", action="store_true", help="build what is missing, and stop")
+    options = parser.parse_args()
+    wanted = {"small": [SMALL], "large": [LARGE], None: [SMALL, LARGE]}[options.only]
+    cases = [case for case in HELD_BACK if case.model in wanted]
+    resolved = {name: models.resolve(name if name == SMALL else str(random_model())) for name in wanted}
+    artifacts = {
+        key: artifact_of(resolved[key[0]], key[1]) for key in dict.fromkeys((c.model, c.weights) for c in cases)
+    }
+    if options.build:
+        return 0
+    sets = timed(resolved, options.seconds, kept=options.kept)
+    fit = fitted.fit(sets)
+    say(f"fitted to {fit.steps} steps, off by {fit.error_percent:.1f} % in the median")
+    predicted = {case: predict(case, resolved[case.model], sets, options.cycles) for case in cases}
+    measured: dict[Case, list[float]] = {case: [] for case in cases}
+    for number in range(options.rounds):
+        # Backwards at every second round: a machine that changes doesn't change for the same ones.
+        for key in list(artifacts) if number % 2 == 0 else list(artifacts)[::-1]:
+            artifact = artifacts[key]
+            own = [case for case in cases if (case.model, case.weights) == key]
+            with engines.find(artifact.engine).serve(artifact.path, artifact.settings) as endpoint:
+                for case in own:
+                    vocabulary = resolved[case.model].facts.vocab_size
+                    rate = measure(endpoint, case, options.cycles, vocabulary, seed=number)
+                    measured[case].append(rate)
+                    say(f"round {number + 1}: {words(case)}: {rate:.1f} tokens/s, {predicted[case]:.1f} predicted")
+    print(json.dumps(document(fit, predicted, measured) | stamp()))
+    return 0
+
+
+def random_model() -> Path:
+    """Return the 1.1B model's folder, made if it isn't there."""
+    return make_random_model(home() / "planner" / "models" / LARGE)
+
+
+def artifact_of(model: Model, weights: Precision) -> Artifact:
+    """Return a model's artefact, built if it isn't in the store."""
+    recipe = Recipe(model.source, steps.technique(weights, model.facts))
+    return building.build(planning.make(recipe, model), say=say)
+
+
+def timed(resolved: dict[str, Model], seconds: float, *, kept: bool) -> list[StepSet]:
+    """Return the steps that are fitted to, timed now or before; none of any other artefact."""
+    wanted = [(resolved[name], weights) for name, weights in TIMED if name in resolved]
+    if not kept:
+        for model, weights in wanted:
+            shown: set[int] = set()
+
+            def tell(text: str, share: float, left_s: float | None, shown: set[int] = shown) -> None:
+                if (tenth := int(10 * share)) not in shown:
+                    shown.add(tenth)
+                    say(f"{text}: {share:.0%}" + (f", {left_s:.0f} s left" if left_s is not None else ""))
+
+            steps.measure(model.source, [Layout(weights=weights)], tell, budget_s=seconds)
+    found = fitted.of_one_machine(steps.kept(), here=True)
+    chosen = [one for one in found if any((one.facts, one.weights) == (m.facts, w) for m, w in wanted)]
+    if len(chosen) < len(wanted):
+        raise SystemExit("Not all steps were timed before; leave out --kept.")
+    return chosen
+
+
+def predict(case: Case, model: Model, sets: Sequence[StepSet], cycles: int) -> float:
+    """Return the predicted tokens/s of a closed loop, simulated from its first request to its last end as it is measured."""
+    times = fitted.step_times(model.facts, detect(), Layout(weights=case.weights), sets)
+    server = simulate.Server(times, step_tokens=Settings().max_batched_tokens)
+    lengths = [(case.prompt, case.answer)] * (case.streams * cycles)
+    found = simulate.closed_loop(server, lengths, case.streams, spread=False)
+    return case.answer * len(lengths) / float(found.end.max())
+
+
+def measure(endpoint: Endpoint, case: Case, cycles: int, vocabulary: int, *, seed: int) -> float:
+    """Return the tokens/s of a closed loop over HTTP, each prompt of random tokens and sent once."""
+    rng = random.Random(f"{seed} {case}")
+    prompts = [
+        Prompt(
+            id=str(number),
+            token_ids=tuple(rng.randrange(100, vocabulary - 100) for _ in range(case.prompt)),
+            max_tokens=case.answer,
+            ignore_eos=True,
+        )
+        for number in range(case.streams * (1 + cycles))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "samples.jsonl"
+        warm = [prompt.model_copy(update={"max_tokens": WARM_UP_TOKENS}) for prompt in prompts[: case.streams]]
+        run_load(endpoint, warm, concurrency=case.streams, max_tokens=WARM_UP_TOKENS, out=out, warmup=True)
+        samples = run_load(endpoint, prompts[case.streams :], concurrency=case.streams, max_tokens=case.answer, out=out)
+    failed = [sample.error for sample in samples if sample.error is not None]
+    if failed:
+        raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
+    seconds = max(sample.end for sample in samples) - min(sample.sent for sample in samples)
+    return sum(sample.completion_tokens for sample in samples) / seconds
+
+
+def document(fit: fitted.Fit, predicted: dict[Case, float], measured: dict[Case, list[float]]) -> dict[str, Any]:
+    """Return the figures, and print them as a table on stderr."""
+    rows: list[dict[str, Any]] = []
+    for case, rates in measured.items():
+        mean = statistics.mean(rates)
+        rows.append(
+            {
+                "model": case.model,
+                "weights": case.weights,
+                "streams": case.streams,
+                "input_tokens": case.prompt,
+                "output_tokens": case.answer,
+                "steps_timed": (case.model, case.weights) in TIMED,
+                "predicted_tokens_per_s": round(predicted[case], 2),
+                "measured_tokens_per_s": [round(rate, 2) for rate in rates],
+                "error_percent": round(100 * (predicted[case] / mean - 1), 2),
+                "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2),
+            }
+        )
+    errors = [abs(row["error_percent"]) for row in rows]
+    median, worst = statistics.median(errors), max(errors)
+    say(f"\n{'configuration':44} {'predicted':>10} {'measured':>10} {'off by %':>9} {'noise %':>8}")
+    for case, row in zip(measured, rows, strict=True):
+        mean = statistics.mean(measured[case])
+        say(
+            f"{words(case):44} {predicted[case]:10.1f} {mean:10.1f} {row['error_percent']:9.1f} {row['noise_percent']:8.1f}"
+        )
+    say(f"median {median:.1f} %, worst {worst:.1f} %")
+    return {
+        "benchmark": "predicted",
+        "configurations": len(rows),
+        "median_error_percent": median,
+        "worst_error_percent": worst,
+        "median_noise_percent": statistics.median(row["noise_percent"] for row in rows),
+        "reached": median <= MEDIAN_PERCENT and worst <= WORST_PERCENT,
+        "fit": {"steps": fit.steps, "error_percent": round(fit.error_percent, 2), "models": fit.models},
+        "rows": rows,
+    }
+
+
+def words(case: Case) -> str:
+    """Return a configuration in a few words."""
+    return f"{case.model} {case.weights}, {case.streams} x {case.prompt}+{case.answer}"
+
+
+def say(text: str) -> None:
+    """Say something on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except QuicksilverError as error:
+        sys.exit(f"error: {error}")

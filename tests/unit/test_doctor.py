@@ -264,6 +264,8 @@ def test_from_not_installed_to_removed(capsys: pytest.CaptureFixture[str], tools
     after = row()
     assert (after["installed"], after["version"], after["format"]) == (True, "Tiny 1.0", "tiny-weights")
     assert after["bytes"] == added["bytes"] > 1000
+    assert run(["engine"]) == 0
+    assert "quicksilver engine add tiny adds tiny." not in capsys.readouterr().out
     assert said(["engine", "doctor", "tiny"], capsys) == [{"engine": "tiny", "sound": True, "findings": []}]
 
     assert said(["engine", "remove", "tiny"], capsys)["removed"] == "tiny"

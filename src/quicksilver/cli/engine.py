@@ -66,7 +66,7 @@ def _list() -> None:
         ]
         out.print(table(["name", "version", "serves", "size", "what it is"], rows, right=(3,)))
         for e in found:
-            if e["add"]:
+            if e["add"] and not e["installed"]:
                 out.print(f"{e['add']} adds {e['name']}.", soft_wrap=True)
 
     emit(found, show)

@@ -37,3 +37,6 @@ sed -i '2a # minutes: 1\n# memory_mb: 1500' envs/llmcompressor.lock
 # lm-eval in the quality gate, against servers: without torch.
 lock lmeval "lm-eval[api]" transformers
 sed -i '2a # minutes: 2' envs/lmeval.lock
+# Measured operators of accelerators, for the planner: its version stands in planner/aiconfigurator.py and pyproject.toml, too.
+lock planner aiconfigurator-core==0.12.0
+sed -i "2a # minutes: 1" envs/planner.lock

@@ -25,6 +25,7 @@ class ModelFacts(Noun):
     parameters: int
     tied_embeddings: bool = False
     experts: int = 0
+    experts_per_token: int = Field(0, description="of a mixture of experts; `intermediate_size` is that of one expert")
     instruct: bool = Field(False, description="has a chat template")
 
     @property

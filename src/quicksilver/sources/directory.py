@@ -90,7 +90,7 @@ def model_facts(
             architecture=config.get("model_type") or "unknown",
             layers=config["num_hidden_layers"],
             hidden_size=width,
-            intermediate_size=config.get("intermediate_size") or 4 * width,
+            intermediate_size=config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * width,
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or width // heads,
@@ -99,6 +99,7 @@ def model_facts(
             parameters=sum(counted),
             tied_embeddings=tied,
             experts=config.get("num_local_experts") or config.get("num_experts") or 0,
+            experts_per_token=config.get("num_experts_per_tok") or 0,
             instruct=instruct,
         )
     except (ValueError, ZeroDivisionError) as error:

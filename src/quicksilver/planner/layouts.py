@@ -1,0 +1,100 @@
+"""Which layouts are sensible for a model on an instance: precisions that the chip has, tensor parallelism, speculation.
+
+About twenty a pair. What they need of memory and time is judged elsewhere; here only what could not run, or never pays, is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quicksilver.nouns.instance import Accelerator, Instance
+from quicksilver.nouns.model import ModelFacts
+from quicksilver.nouns.prediction import CachePrecision, Guessing, Layout, Precision
+from quicksilver.planner import models
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """An acceptance that others measured: a lead until it is measured with the user's own prompts."""
+
+    tokens: int
+    accepted: float
+    source: str
+
+
+PROMPT_LOOKUP = Stated(
+    4,
+    0.64,
+    "Spec-Bench's mean speed-up of prompt lookup, 1.64 (Vicuna-7B): a step gives at least as many tokens as it speeds up",
+)
+DRAFT = Stated(
+    4,
+    2.0,
+    "arXiv 2302.01318: 2-2.5x on a 70B with 4 tokens of a 4B draft whose step takes 0.128 of the target's; at 2x a step gives "
+    "2 (1 + 4 · 0.128) = 3.0 tokens",
+)
+EAGLE = Stated(
+    3,
+    1.4,
+    "published EAGLE-3 heads in vLLM: 2.4 tokens a step at 3 guesses on summaries (Llama 4 Maverick, 2.37), and 2.88 at 7 on "
+    "MT-Bench (Llama 3.3 70B), which is 2.40 at 3 if each guess is as likely as the one before",
+)
+SMALLEST = 1_000_000_000
+"""A target with fewer parameters is given no draft model: the draft's steps would take nearly as long as its own."""
+
+
+def layouts(facts: ModelFacts, instance: Instance) -> tuple[Layout, ...]:
+    """Return the layouts to compare, the plainest first; none for a machine that has nothing the model could be laid onto."""
+    chip = instance.accelerator
+    if chip is None:
+        return tuple(
+            Layout(weights=weights, guessing=guessing)
+            for weights in ("bf16", "int8", "int4")
+            for guessing in (None, _guessing(PROMPT_LOOKUP, 0))
+        )
+    found = [
+        Layout(weights=weights, cache=cache, tensor_parallel=parts, guessing=guessing)
+        for parts in _parts(facts, chip, instance.accelerators)
+        for weights, cache in _precisions(chip)
+        for guessing in _guessings(facts)
+    ]
+    return tuple(found)
+
+
+def _parts(facts: ModelFacts, chip: Accelerator, accelerators: int) -> list[int]:
+    """The two smallest tensor parallelisms that could hold the weights in 4 bits, and all of the machine."""
+    could = [
+        n for n in (1, 2, 4, 8, 16, 32) if n <= accelerators and facts.heads % n == 0 and facts.vocab_size % n == 0
+    ]
+    holds = [n for n in could if facts.parameters * 0.52e-9 < 0.9 * chip.memory_gb * n] or could[-1:]
+    return sorted({*holds[:1], holds[-1]})
+
+
+def _precisions(chip: Accelerator) -> list[tuple[Precision, CachePrecision]]:
+    """Those that the chip computes in; 4-bit weights are computed in bf16."""
+    found: list[tuple[Precision, CachePrecision]] = []
+    if "bf16" in chip.tflops:
+        found.append(("bf16", "bf16"))
+    if "fp8" in chip.tflops:
+        found.append(("fp8", "fp8"))
+    elif "int8" in chip.tflops:
+        found.append(("int8", "bf16"))
+    if "bf16" in chip.tflops:
+        found.append(("int4", "bf16"))
+    return found
+
+
+def _guessings(facts: ModelFacts) -> list[Guessing | None]:
+    found: list[Guessing | None] = [None, _guessing(PROMPT_LOOKUP, 0)]
+    if facts.parameters >= SMALLEST:
+        small = models.draft(facts)
+        if small is not None:
+            found.append(_guessing(DRAFT, small.parameters))
+        found.append(_guessing(EAGLE, models.eagle_head(facts).parameters))
+    return found
+
+
+def _guessing(stated: Stated, parameters: int) -> Guessing:
+    return Guessing(
+        tokens=stated.tokens, accepted=stated.accepted, draft_parameters=parameters, origin=f"stated ({stated.source})"
+    )

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from quicksilver.errors import BadInputError
 from quicksilver.hardware import detect
+from quicksilver.machine import Measured
 from quicksilver.nouns.instance import Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import Guessing, Layout, Precision
 from quicksilver.nouns.steps import StepShape
 from quicksilver.planner import fitted
+from quicksilver.sources import instances
 from quicksilver.testing.large import BILLION, LARGE, SMALL
 from quicksilver.testing.machine import READ_MS, TOKEN_MS, made_up_ms, made_up_steps
 
@@ -111,16 +113,42 @@ def test_guesses_cost_what_their_tokens_do_padded_as_the_engine_pads() -> None:
     assert times.decode_ms[0][1] == pytest.approx(made_up_ms(SMALL, "int8", padded), rel=0.03)
 
 
+def of_cores(cores: int) -> Measured:
+    """A machine of whose cores each gives 20 GB/s and 100 GFLOP/s in fp32."""
+    return Measured(
+        bandwidth_gb_s=20.0 * cores, fp32_gflop_s=100.0 * cores, when="2026-11-28T00:00:00+00:00", numpy="2"
+    )
+
+
 def instance(name: str = "c7i.4xlarge", cores: int = 8) -> Instance:
     return Instance(name=name, cpu="Xeon", vcpus=2 * cores, cores=cores, memory_gb=32, source="its page")
 
 
-def test_another_machine_is_scaled_and_never_called_fitted() -> None:
+def test_another_machine_is_scaled_by_what_is_known_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quicksilver.machine.kept", lambda: of_cores(2))
+    known = instance().model_copy(update={"bandwidth_gb_s": 400.0, "tflops": {"bf16": 9.0, "fp32": 0.4}})
+    there = fitted.step_times(SMALL, known, Layout(), made_up_steps())
+    assert "400 GFLOP/s in fp32 against 200 and 400 GB/s against 40" in there.origin
+    here = fitted.step_times(SMALL, instance("local", 2), Layout(), made_up_steps())
+    # Prompts go by FLOP/s, and a single token by reading the weights and by overheads that no machine spares.
+    assert there.prefill_ms[-1][0] == pytest.approx(here.prefill_ms[-1][0] / 2, rel=0.1)
+    read, overhead = READ_MS["bf16"] * SMALL.parameters / 1e9, 0.2 * SMALL.layers
+    assert there.decode_ms[0][0] == pytest.approx(read / 10 + overhead, rel=0.1)
+
+
+def test_another_machine_is_scaled_and_never_called_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quicksilver.machine.kept", lambda: None)
     here = fitted.step_times(SMALL, instance("local", 2), Layout(), made_up_steps())
     there = fitted.step_times(SMALL, instance(), Layout(), made_up_steps())
     assert (here.basis, there.basis) == ("fitted", "roofline")
     assert "8 cores against 2" in there.origin
     assert here.prefill_ms[-1][0] / 4 < there.prefill_ms[-1][0] < here.prefill_ms[-1][0] / 2
+
+
+def test_this_machine_is_an_instance_by_name_without_a_price() -> None:
+    here = instances.find("local")
+    assert (here.cores, here.accelerator, here.rates) == (detect().cores, None, ())
+    assert fitted.step_times(SMALL, here, Layout(), made_up_steps()).basis == "fitted"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from quicksilver.nouns.instance import Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import Basis, Layout, Precision, StepTimes
 from quicksilver.nouns.steps import StepSet, StepShape
+from quicksilver.sources.instances import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -182,7 +183,7 @@ def step_times(
     that are kept, unless given. Raises BadInputError where nothing was measured, or the layout isn't one of a CPU.
     """
     _check(facts, layout)
-    here = isinstance(machine, Hardware) or machine.name == "local"
+    here = isinstance(machine, Hardware) or machine.name == LOCAL
     found = fit(of_one_machine(_kept() if sets is None else sets, here=here and sets is None))
     origin = f"{found.steps} steps of {' and '.join(found.models)} measured on {found.machine} with {found.engine}, {found.date}"
     remarks = [f"On the steps that it was fitted to, the model is off by {found.error_percent:.1f} % in the median."]
@@ -229,9 +230,25 @@ def of_one_machine(sets: Iterable[StepSet], *, here: bool) -> list[StepSet]:
 
 
 def _factors(found: Fit, instance: Instance) -> tuple[float, float, str]:
-    """Return how many times as fast an instance computes and reads memory, and by what that was reckoned."""
-    cores = instance.cores / found.cores
-    return cores, cores, f"{instance.cores} cores against {found.cores}"
+    """Return how many times as fast an instance computes and reads memory, and by what that was reckoned.
+
+    By its maker's figures against what was measured here, if both are known; else by cores.
+    """
+    from quicksilver import machine
+
+    here = machine.kept()
+    compute = memory = instance.cores / found.cores
+    how = [f"{instance.cores} cores against {found.cores}"]
+    if here is not None and instance.bandwidth_gb_s:
+        memory = instance.bandwidth_gb_s / here.bandwidth_gb_s
+        how.append(f"{instance.bandwidth_gb_s:.0f} GB/s against {here.bandwidth_gb_s:.0f}")
+    rates = {} if here is None else {"bf16": here.bf16_gflop_s, "fp32": here.fp32_gflop_s}
+    for precision, own in rates.items():
+        if own and precision in instance.tflops:
+            compute = 1000 * instance.tflops[precision] / own
+            how[0] = f"{1000 * instance.tflops[precision]:,.0f} GFLOP/s in {precision} against {own:,.0f}"
+            break
+    return compute, memory, " and ".join(how)
 
 
 def _tables(

@@ -19,10 +19,9 @@ from quicksilver.errors import BadInputError
 from quicksilver.nouns.pairing import Measured, Pairing, RunningError, configuration
 from quicksilver.nouns.prediction import Prediction
 from quicksilver.sources.home import HOME_VARIABLE, home, writable, writing
+from quicksilver.sources.instances import LOCAL
 
 VERSION = 1
-LOCAL = "local"
-"""The name of this machine among instances."""
 WAIT_S = 30
 """For another process that writes."""
 CLOSE, NEAR = 0.05, 0.25

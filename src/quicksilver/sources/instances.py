@@ -16,11 +16,13 @@ import platformdirs
 from pydantic import Field, ValidationError
 
 from quicksilver.errors import BadInputError, said
+from quicksilver.hardware import detect
 from quicksilver.nouns.base import Noun
 from quicksilver.nouns.instance import Accelerator, Commitment, Instance, Rate
 
 CONFIG_VARIABLE = "QUICKSILVER_CONFIG"
 SAGEMAKER = "ml."
+LOCAL = "local"
 GIB = 2**30 / 1e9
 """10^9 bytes of a GiB, which price lists state memory in."""
 OLD_DAYS = 365
@@ -95,10 +97,12 @@ def instances() -> dict[str, Instance]:
 
 
 def find(name: str) -> Instance:
-    """Return an instance by its name. Raises BadInputError that suggests the nearest one."""
+    """Return an instance by its name; `local` is this machine, on its CPU. Raises BadInputError that suggests the nearest one."""
     known = instances()
     if name in known:
         return known[name]
+    if name == LOCAL:
+        return local()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = (
         f"did you mean {near[0]!r}?"
@@ -106,6 +110,14 @@ def find(name: str) -> Instance:
         else f"`quicksilver hardware list` shows what is known, and {users_file()} adds one."
     )
     raise BadInputError(f"There is no instance named {name!r}; {hint}")
+
+
+def local() -> Instance:
+    """Return this machine as an instance, without a price: what an hour of it costs, only its owner knows."""
+    here = detect()
+    return Instance(
+        name=LOCAL, cpu=here.cpu, vcpus=here.cores, cores=here.cores, memory_gb=here.memory_gb, source="this machine"
+    )
 
 
 def stale(rate: Rate, today: date) -> str | None:

@@ -34,16 +34,16 @@ _COMPUTED_IN: dict[Precision, str] = {"bf16": "bf16", "fp8": "fp8", "int8": "int
 class Reached:
     """What is reached of what makers state; the defaults are from `benchmarks/roofline.py`."""
 
-    bandwidth: float = 0.75
-    peak: float = 0.65
-    link: float = 0.5
-    host: float = 0.24
+    bandwidth: float = 0.797
+    peak: float = 0.654
+    link: float = 0.392
+    host: float = 0.453
     """Of one PCIe link, by what more than two devices send together: it meets in the host."""
-    layer_us: float = 20.0
+    layer_us: float = 50.5
     """A layer's launches and waits."""
-    reduce_us: float = 8.0
+    reduce_us: float = 2.85
     """The latency of one all-reduce over links between devices."""
-    host_us: float = 25.0
+    host_us: float = 0.5
     """The same over PCIe."""
 
 

@@ -22,7 +22,7 @@ from quicksilver import engines
 from quicksilver.bench.load import run_load
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
-from quicksilver.errors import QuicksilverError
+from quicksilver.errors import BadInputError, QuicksilverError
 from quicksilver.hardware import detect
 from quicksilver.nouns import Artifact, Endpoint, Model, Prompt, Recipe, Settings
 from quicksilver.nouns.prediction import Layout, PlannedLoad, Precision
@@ -91,7 +91,8 @@ def main() -> int:
         "--seconds", type=float, default=40.0, help="for the steps of an artefact; a first pass is whole"
     )
     parser.add_argument("--only", choices=("small", "large"), help="one of the models")
-    parser.add_argument("--kept", action="store_true", help="take the steps that are kept, and time none")
+    parser.add_argument("--kept", action="store_true", help="time only steps that aren't kept from before")
+    parser.add_argument("--state", type=Path, help="keep what is measured in this file, and go on from what it has")
     parser.add_argument("--build", action="store_true", help="build what is missing, and stop")
     options = parser.parse_args()
     wanted = {"small": [SMALL], "large": [LARGE], None: [SMALL, LARGE]}[options.only]
@@ -107,19 +108,39 @@ def main() -> int:
     say(f"fitted to {fit.steps} steps, off by {fit.error_percent:.1f} % in the median")
     predicted = {case: predict(case, resolved[case.model], sets) for case in cases}
     measured: dict[Case, list[float]] = {case: [] for case in cases}
+    known = _read(options.state)
     for number in range(options.rounds):
         # Backwards at every second round: a machine that changes doesn't change for the same ones.
         for key in list(artifacts) if number % 2 == 0 else list(artifacts)[::-1]:
             artifact = artifacts[key]
             own = [case for case in cases if (case.model, case.weights) == key]
+            for case in own:
+                if (rate := known.get((words(case), number))) is not None:
+                    measured[case].append(rate)
+            own = [case for case in own if (words(case), number) not in known]
+            if not own:
+                continue
             with engines.find(artifact.engine).serve(artifact.path, artifact.settings) as endpoint:
                 for case in own:
                     vocabulary = resolved[case.model].facts.vocab_size
                     rate = measure(endpoint, case, options.cycles, vocabulary, seed=number)
                     measured[case].append(rate)
+                    _keep(options.state, case, number, rate)
                     say(f"round {number + 1}: {words(case)}: {rate:.1f} tokens/s, {predicted[case]:.1f} predicted")
     print(json.dumps(document(fit, predicted, measured) | stamp()))
     return 0
+
+
+def _read(state: Path | None) -> dict[tuple[str, int], float]:
+    """Return the rates that were measured before, by configuration and round."""
+    lines = state.read_text(encoding="utf-8").splitlines() if state is not None and state.is_file() else []
+    return {(one["case"], one["round"]): one["tokens_per_s"] for one in map(json.loads, lines)}
+
+
+def _keep(state: Path | None, case: Case, number: int, rate: float) -> None:
+    if state is not None:
+        with state.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"case": words(case), "round": number, "tokens_per_s": rate}) + "\n")
 
 
 def random_model() -> Path:
@@ -136,8 +157,9 @@ def artifact_of(model: Model, weights: Precision) -> Artifact:
 def timed(resolved: dict[str, Model], seconds: float, *, kept: bool) -> list[StepSet]:
     """Return the steps that are fitted to, timed now or before; none of any other artefact."""
     wanted = [(resolved[name], weights) for name, weights in TIMED if name in resolved]
-    if not kept:
-        for model, weights in wanted:
+    there = {(one.facts, one.weights) for one in _here()} if kept else set()
+    for model, weights in wanted:
+        if (model.facts, weights) not in there:
             shown: set[int] = set()
 
             def tell(text: str, share: float, left_s: float | None, shown: set[int] = shown) -> None:
@@ -146,11 +168,16 @@ def timed(resolved: dict[str, Model], seconds: float, *, kept: bool) -> list[Ste
                     say(f"{text}: {share:.0%}" + (f", {left_s:.0f} s left" if left_s is not None else ""))
 
             steps.measure(model.source, [Layout(weights=weights)], tell, budget_s=seconds)
-    found = fitted.of_one_machine(steps.kept(), here=True)
-    chosen = [one for one in found if any((one.facts, one.weights) == (m.facts, w) for m, w in wanted)]
-    if len(chosen) < len(wanted):
-        raise SystemExit("Not all steps were timed before; leave out --kept.")
-    return chosen
+    return [one for one in _here() if any((one.facts, one.weights) == (m.facts, w) for m, w in wanted)]
+
+
+def _here() -> list[StepSet]:
+    """Return the sets that were timed on this machine with its present engine and all of its cores."""
+    found = [one for one in steps.kept() if one.threads == one.cores]
+    try:
+        return fitted.of_one_machine(found, here=True)
+    except BadInputError:
+        return []
 
 
 def predict(case: Case, model: Model, sets: Sequence[StepSet]) -> float:

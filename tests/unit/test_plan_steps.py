@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from decoders import tiny_artifact
 
+from quicksilver import api
 from quicksilver.cli import run
 from quicksilver.engines import find
 from quicksilver.engines.openvino.lookup import GRAIN
 from quicksilver.errors import EngineError
 from quicksilver.hardware import detect
-from quicksilver.nouns import Settings
+from quicksilver.nouns import Artifact, Recipe, Settings
 from quicksilver.nouns.prediction import Layout
 from quicksilver.nouns.steps import StepShape
 from quicksilver.planner import fitted, steps
@@ -33,9 +32,18 @@ SHAPES = (
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with tiny_artifact(tmp_path_factory) as path:
-        yield path
+def built(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny model as it comes, in a store of its own."""
+    folder = tmp_path_factory.mktemp("steps")
+    model = make_tiny_model(folder / "tiny", max_positions=256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder / "home"))
+        return api.build(Recipe(str(model)))
+
+
+@pytest.fixture
+def artifact(built: Artifact) -> Path:
+    return built.path
 
 
 @pytest.fixture
@@ -83,8 +91,12 @@ def test_a_file_that_cant_be_read_is_left_out_with_a_line(home: Path, caplog: py
     assert "broken.json" in caplog.text
 
 
-def test_the_command_builds_times_and_fits(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = make_tiny_model(home / "tiny", max_positions=256)
+def test_the_command_builds_times_and_fits(
+    built: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = built.path.parents[3]
+    monkeypatch.setenv(HOME_VARIABLE, str(folder / "home"))
+    model = folder / "tiny"
     assert run(["calibrate", str(model), "--weights", "bf16", "--seconds", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["fit"]["weights"] == ["bf16"]

@@ -64,3 +64,17 @@ def test_an_engine_that_takes_its_cache_whole_is_counted_with_it() -> None:
     assert "llamacpp takes at its start" in whole.sentence(1000)
     # Fewer streams are given less of it, though the load is the same.
     assert fit(LARGE, (), settings_of([], max_streams=2), LOAD, engine=engine).kv_cache < whole.kv_cache
+
+
+def test_openvino_lays_weights_out_beside_the_file_that_it_maps() -> None:
+    engine = engines.find("openvino")
+    one = fit(LARGE, (), settings_of([]), Load(1, 1000), engine=engine)
+    many = fit(LARGE, (), settings_of([]), Load(8, 1000), engine=engine)
+    assert one.weights == pytest.approx(2 * 16_000)
+    # Steps of several tokens lay the layers' matrices out once more, but not embedding and output layer.
+    assert many.weights == pytest.approx(3 * 16_000 - 2 * LARGE.embedding_parameters / 1e6)
+    assert one.runtime == engine.runtime_mb
+
+
+def test_what_a_server_was_seen_to_take_goes_before_the_usual() -> None:
+    assert fit(LARGE, (), settings_of([]), LOAD, 321.0, engine=engines.find("openvino")).runtime == 321.0

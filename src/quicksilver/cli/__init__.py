@@ -23,6 +23,7 @@ from quicksilver.cli.engine import engine, engines
 from quicksilver.cli.export import export
 from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.hardware import hardware
+from quicksilver.cli.job import size_job
 from quicksilver.cli.optimize import optimize
 from quicksilver.cli.predictions import predictions
 from quicksilver.cli.presets import presets
@@ -93,6 +94,7 @@ for command in (
     engine,
     engines,
     hardware,
+    size_job,
     calibrate,
     predictions,
     store,

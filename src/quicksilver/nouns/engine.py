@@ -197,6 +197,8 @@ class Engine(ABC):
     isa: ClassVar[tuple[str, ...]] = ()
     """The instruction sets of x86 that its packages are built for, as `quicksilver.hardware.instructions` names them."""
     abilities: ClassVar[Abilities] = Abilities()
+    runtime_mb: ClassVar[float] = 250.0
+    """About what its server takes besides weights, cache and steps: interpreter, libraries and gateway."""
     kv_precisions: ClassVar[frozenset[str]] = frozenset({"f32", "f16", "bf16", "u8", "u4"})
     """Those of cached keys and values that a technique may set for it."""
 
@@ -232,6 +234,17 @@ class Engine(ABC):
         By default these, since memory that isn't touched isn't taken; an engine that takes its cache whole at the start says how much that is.
         """
         return held
+
+    def weights_mb(self, facts: ModelFacts, size_mb: float, streams: int) -> float:
+        """Return what weights take in memory that take `size_mb` in the artefact, under so many streams: by default as much."""
+        return size_mb
+
+    def step_mb(self, facts: ModelFacts, tokens: int, rows: int, *, rounded: bool) -> float:
+        """Return what a step over so many tokens holds at once, MB, with the logits of so many rows.
+
+        `rounded` is whether weights have 8 bits or fewer. By default one layer's elements in 32 bits.
+        """
+        return 4 * (facts.forward_elements(tokens) + rows * facts.vocab_size) / 1e6
 
     def check(self, technique: Technique) -> None:
         """Raise IllegalRecipeError for a technique that it can't build or serve: by default one that is for other formats.

@@ -39,11 +39,12 @@ class ModelFacts(Noun):
         return self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
     def forward_elements(self, tokens: int, split: int = 1) -> float:
-        """Elements that one layer of a forward pass over so many tokens holds at once: four of the hidden size, two of the feed-forward.
+        """Elements that one layer of a forward pass over so many tokens holds at once: four of the hidden size, three of the feed-forward.
 
-        `split` is over how many devices the feed-forward network is divided.
+        `split` is over how many devices the feed-forward network is divided; of a mixture each token passes several.
         """
-        return tokens * (4 * self.hidden_size + 2 * self.intermediate_size / split)
+        each = self.intermediate_size * max(1, self.experts_per_token)
+        return tokens * (4 * self.hidden_size + 3 * each / split)
 
 
 class Model(Noun):

@@ -159,11 +159,13 @@ def _activations(
         tokens = BATCHED_TOKENS_LARGE if large else BATCHED_TOKENS
     rows = streams * (1 + (layout.guessing.tokens if layout.guessing else 0))
     logits = 2 * 4 * rows * facts.vocab_size
-    split = f" / {tensor}" if tensor > 1 else ""
+    split = (f" x {facts.experts_per_token}" if facts.experts_per_token > 1 else "") + (
+        f" / {tensor}" if tensor > 1 else ""
+    )
     return MemoryLine(
         what="activations",
         gb=(width * facts.forward_elements(tokens, tensor) + logits) / 1e9,
-        how=f"{tokens:,} tokens x (4 x {facts.hidden_size:,} + 2 x {facts.intermediate_size:,}{split}) x {width} bytes + {rows} rows of logits "
+        how=f"{tokens:,} tokens x (4 x {facts.hidden_size:,} + 3 x {facts.intermediate_size:,}{split}) x {width} bytes + {rows} rows of logits "
         f"x {facts.vocab_size:,} x 4 bytes x 2",
     )
 

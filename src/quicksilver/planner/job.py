@@ -197,7 +197,7 @@ def _quantising(facts: ModelFacts, job: str, device: Accelerator, samples: int, 
         MemoryLine(
             what="activations of a prompt",
             gb=4 * facts.forward_elements(tokens) / 1e9,
-            how=f"{tokens:,} tokens x (4 x {hidden:,} + 2 x {inner:,}) x 4 bytes",
+            how=f"{tokens:,} tokens x (4 x {hidden:,} + 3 x {inner:,}) x 4 bytes",
         ),
     ]
     passes = 2.0 if job != "awq" else 2.0 + GRID * SMOOTHED

@@ -94,7 +94,8 @@ def over_memory(
         return None
     effective = space.recipe(search.model, stack, engine, settings).effective_settings()
     runtime_mb, driven = _runtime_mb(search, engine), engines.find(engine)
-    needed = fit.fit(search.model.facts, stack, effective, _load(search), runtime_mb, engine=driven)
+    as_is = fit.as_is_mb(search.model, driven)
+    needed = fit.fit(search.model.facts, stack, effective, _load(search), runtime_mb, engine=driven, as_is=as_is)
     return needed.sentence(limit) if needed.exceeds(limit) else None
 
 
@@ -208,14 +209,16 @@ def _load(search: Search) -> fit.Load:
     return fit.Load(max(workload.concurrencies), longest + answer)
 
 
-def _runtime_mb(search: Search, engine: str) -> float:
-    """What an engine's server of the as-is model was seen to take beyond weights, cache and activations; a guess before its race."""
+def _runtime_mb(search: Search, engine: str) -> float | None:
+    """What an engine's server of the as-is model was seen to take beyond weights, cache and activations; None before its race."""
     as_is = entries.as_is(search, engine)
     seen = [m for served in search.run.servers(as_is.hash) if (m := served["memory_mb"])] if as_is is not None else []
     if as_is is None or not seen:
-        return fit.RUNTIME_MB
+        return None
     settings = as_is.recipe.effective_settings()
-    rest = fit.fit(search.model.facts, as_is.stack, settings, _load(search), 0.0, engine=engines.find(engine))
+    driven = engines.find(engine)
+    weights = fit.as_is_mb(search.model, driven)
+    rest = fit.fit(search.model.facts, as_is.stack, settings, _load(search), 0.0, engine=driven, as_is=weights)
     return max(0.0, max(seen) - rest.total)
 
 

@@ -48,6 +48,9 @@ class LlamaCpp(Engine):
         running="llamacpp:requests_processing",
     )
 
+    # A server of C++ without a gateway.
+    runtime_mb = 65.0
+
     def version(self) -> str:
         environments.python(self.environment)
         native = environments.native(self.environment)

@@ -20,6 +20,10 @@ from quicksilver.nouns.workload import Prompt
 
 if TYPE_CHECKING:
     from quicksilver.nouns.hardware import Hardware
+    from quicksilver.nouns.model import ModelFacts
+
+FEW = 4
+"""Tokens of a step up to which one layout of the weights serves."""
 
 
 class OpenVino(Engine):
@@ -51,6 +55,17 @@ class OpenVino(Engine):
         del found["kv_cache_gb"]
         found["max_streams"] = tuple(n for n in found["max_streams"] if n == 64 or n < streams)
         return found
+
+    def weights_mb(self, facts: ModelFacts, size_mb: float, streams: int) -> float:
+        # The file is mapped, and read whole to lay its matrices out for the CPU. Those of the layers are laid out once more
+        # for steps of several tokens, such as streams decode in together (seen from 8 on, and not up to 4).
+        embedding_mb = facts.embedding_parameters * max(1.0, size_mb * 1e6 / facts.parameters) / 1e6
+        return 2 * size_mb + (size_mb - embedding_mb if streams > FEW else 0.0)
+
+    def step_mb(self, facts: ModelFacts, tokens: int, rows: int, *, rounded: bool) -> float:
+        # Buffers of two layers are alive at once; where weights are rounded, activations are rounded to 8 bits beside them.
+        each = 5 if rounded else 4
+        return (2 * each * facts.forward_elements(tokens) + 4 * rows * facts.vocab_size) / 1e6
 
     @contextmanager
     def serve(

@@ -36,6 +36,8 @@ Progress = Callable[[str, float, float | None], None]
 ENGINE = "openvino"
 MEASURABLE: tuple[Precision, ...] = ("bf16", "int8", "int4")
 """Weights that this engine serves on a CPU."""
+LARGE = 500_000_000
+"""Parameters of a model whose steps take so long that fewer are timed."""
 GROUPS = (128, 64, 32)
 BUDGET_S = 60.0
 """Seconds for one artefact after which no further pass over the shapes is begun."""
@@ -150,11 +152,14 @@ def measure(
 
 
 def fitting(facts: ModelFacts) -> tuple[StepShape, ...]:
-    """Return the shapes that are timed of a model, as far as its positions go; of a large one with shorter prompts."""
+    """Return the shapes that are timed of a model, as far as its positions go; of a large one fewer, and shorter prompts."""
     longest = facts.max_positions
     context = min(1024, longest // 2)
-    most = min(2048 if facts.parameters < 500e6 else 768, longest)
+    large = facts.parameters > LARGE
+    most = min(256 if large else 2048, longest)
     return shapes(
+        streams=(1, 2, 4, 8, 16) if large else (1, 2, 4, 8, 16, 32),
+        guesses=((1, 3), (4, 3), (8, 7)) if large else ((1, 1), (1, 3), (1, 7), (4, 1), (4, 3), (8, 7)),
         contexts=tuple(sorted({min(128, context), context})),
         prompts=tuple(sorted({min(tokens, most) for tokens in (16, 64, 256, 768, 2048)})),
         beside=((min(256, most), 4), (min(512, most), 12)),

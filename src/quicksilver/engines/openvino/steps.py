@@ -28,6 +28,8 @@ from quicksilver.nouns.steps import StepShape, StepTimings, TimedStep
 PASSES = 3
 REPEATS = 3
 """Steps of one shape after the first, in a pass."""
+REPEATED_MS = 400.0
+"""After which such steps aren't repeated."""
 
 
 WARM_TOKENS = 64
@@ -102,7 +104,12 @@ def time_steps(job: Job, say: Callable[[int, int], None]) -> StepTimings:
                 step(StepShape(streams=1, context=1) if shape.tokens > 1 else StepShape(prompt=2))
             new[shape].append(step(shape))
             if not shape.prompt:
-                again[shape] += [step(shape) for _ in range(REPEATS)]
+                spent = 0.0
+                for _ in range(REPEATS):
+                    again[shape].append(step(shape))
+                    spent += again[shape][-1]
+                    if spent > REPEATED_MS:
+                        break
             last = (shape.sequences, shape.tokens)
             say(number * len(shapes) + place + 1, job.passes * len(shapes))
     return StepTimings(

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quicksilver.api import Optimization, benchmark, compare, optimize
+    from quicksilver.api import Optimization, benchmark, compare, optimize, plan_deployment
     from quicksilver.errors import QuicksilverError
     from quicksilver.nouns import Artifact, Benchmark, Goal, Recipe, Result, Workload
 
 _HOMES = {
-    # `build`, `plan` and `serve` are called in quicksilver.api: here those names are packages, now or later.
-    **dict.fromkeys(("Optimization", "benchmark", "compare", "optimize"), "quicksilver.api"),
+    # `build`, `plan` and `serve` are called in quicksilver.api: here those names are packages, now or later. `plan` there is that of a
+    # build; what `quicksilver plan` does is `plan_deployment`.
+    **dict.fromkeys(("Optimization", "benchmark", "compare", "optimize", "plan_deployment"), "quicksilver.api"),
     **dict.fromkeys(("Artifact", "Benchmark", "Goal", "Recipe", "Result", "Workload"), "quicksilver.nouns"),
     "QuicksilverError": "quicksilver.errors",
 }
 
 __all__ = [
     "Artifact", "Benchmark", "Goal", "Optimization", "QuicksilverError", "Recipe", "Result", "Workload",
-    "__version__", "benchmark", "compare", "optimize",
+    "__version__", "benchmark", "compare", "optimize", "plan_deployment",
 ]  # fmt: skip
 
 

@@ -37,9 +37,11 @@ from quicksilver.search.events import Event
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from quicksilver.nouns.plan import Plan
+
 __all__ = [
     "GoalName", "Optimization", "Progress", "benchmark", "build", "certify", "compare", "export", "find_artifact", "optimize",
-    "plan", "serve", "serving",
+    "plan", "plan_deployment", "serve", "serving",
 ]  # fmt: skip
 
 BUDGET_MINUTES, QUICK_MINUTES = 10.0, 3.0
@@ -248,6 +250,63 @@ def plan(recipe: Recipe, workload: str = "hotpotqa", *, accept_licence: bool = F
     calibrated = any(t.calibrated for t in recipe.techniques)
     calibration = workloads.load(workload, seed=seed).calibration if calibrated else ()
     return planning.make(recipe, model, calibration)
+
+
+def plan_deployment(
+    model: str,
+    *,
+    workload: str | Path = "622x250",
+    streams: int = 16,
+    slo: str | None = None,
+    instances: Sequence[str] | None = None,
+    recipes: str | None = None,
+    commitment: str = "on-demand",
+    discount: float = 0.0,
+    input_output_ratio: float = 3.0,
+    acceptance: str | None = None,
+    replicas_for: str | None = None,
+    report: Path | None = None,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Plan:
+    """Predict a model on machines that aren't here, and find the cheapest that meets an SLO; every figure is predicted.
+
+    `instances` are names of the catalogue, all of it if it isn't given; `recipes` "fp8,int4+tp4"; `acceptance` "2.0/3" guesses three
+    tokens of which two are accepted; `replicas_for` "2000tok/s" or "8req/s" sizes a fleet with queues, and needs an `slo`. `report` is a
+    page that is written. Raises BadInputError, one clear sentence.
+    """
+    from quicksilver.bench import report as reports
+    from quicksilver.nouns.slo import Slo
+    from quicksilver.planner import fleet
+    from quicksilver.planner import plan as planner
+    from quicksilver.planner import recipes as layouts
+    from quicksilver.planner import report as page
+    from quicksilver.planner.asked import asked as read
+    from quicksilver.planner.predict import payment
+
+    asked = read(str(workload), seed=seed)
+    tell = progress or silent
+    question = planner.Question(
+        asked=asked,
+        load=asked.load(streams),
+        slo=Slo.parse(slo) if slo is not None else None,
+        payment=payment(commitment, discount, input_output_ratio),
+        recipes=layouts.parse(recipes) if recipes is not None else (),
+        guessing=layouts.acceptance(acceptance) if acceptance is not None else None,
+        fleet=fleet.wanted(replicas_for, asked) if replicas_for is not None else None,
+        seed=seed,
+    )
+    found = planner.plan(
+        model,
+        question,
+        instances=instances or (),
+        command=command or f"plan_deployment({model!r}, workload={str(workload)!r}, streams={streams}, slo={slo!r})",
+        tell=lambda phase, text, done, total: tell(Event(phase, text, done, total)),
+    )
+    if report is not None:
+        reports.write_whole(report, page.html(found))
+    return found
 
 
 def build(

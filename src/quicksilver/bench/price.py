@@ -53,12 +53,16 @@ def cost(speed: Speed, price: Price) -> Cost | None:
     on inference optimisation defines it (with its 3 input tokens to 1 output token it divides by 4); None where no
     answer had a gap between pieces, and for an open loop, which has no concurrency. `Cost.usd_per_hour` is after the discount.
     """
-    tokens_per_s = speed.tokens_per_s.value
+    return cost_at(speed.tokens_per_s.value, speed.concurrency, speed.itl_ms.p50, price)
+
+
+def cost_at(tokens_per_s: float, concurrency: int, itl_p50_ms: float, price: Price) -> Cost | None:
+    """Return dollars per million tokens, as `cost` does, for figures that need not be measured ones."""
     if tokens_per_s <= 0:
         return None
     usd = (1 - price.discount) * price.usd_per_hour
-    gap_s = speed.itl_ms.p50 / 1000
-    blended_throughput = speed.concurrency / gap_s if speed.concurrency and gap_s > 0 else None
+    gap_s = itl_p50_ms / 1000
+    blended_throughput = concurrency / gap_s if concurrency and gap_s > 0 else None
     return Cost(
         usd_per_hour=usd,
         measured=usd / (tokens_per_s * 3600 / 1e6),

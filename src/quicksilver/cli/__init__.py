@@ -25,6 +25,7 @@ from quicksilver.cli.frame import emit, failed, json_option, logged_to_stderr
 from quicksilver.cli.hardware import hardware
 from quicksilver.cli.job import size_job
 from quicksilver.cli.optimize import optimize
+from quicksilver.cli.plan import plan
 from quicksilver.cli.predictions import predictions
 from quicksilver.cli.presets import presets
 from quicksilver.cli.result import show_run
@@ -80,6 +81,7 @@ def cli(context: click.Context, version: bool) -> None:
 
 for command in (
     optimize,
+    plan,
     show_run,
     presets,
     bench,

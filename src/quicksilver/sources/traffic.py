@@ -100,6 +100,18 @@ def load(data: bytes, name: str, *, prompts: int | None, seed: int, trace: bool)
     )
 
 
+def lengths(data: bytes, name: str) -> list[tuple[float, int, int]]:
+    """Return when each recorded request came, in s after the first, and the tokens of its prompt and its answer, as they came.
+
+    Answers without a token are left out. Raises BadInputError, which names every bad line by number.
+    """
+    asked = _first(_read(data, name).asked, None)
+    found = [(one.arrival_s, one.prompt_tokens, one.answer_tokens) for one in asked if one.answer_tokens > 0]
+    if not found:
+        raise BadInputError(f"{name} has no request that was answered; there is nothing to plan for.")
+    return found
+
+
 def _remark(record: _Record, made_up: int, chosen: int, repeats: int) -> str:
     """Say where the prompts come from, and what of the record isn't replayed."""
     said = [f"recorded traffic of {', '.join(sorted(record.models))}, asked again greedily"]

@@ -110,6 +110,7 @@ def world() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(planner, "layouts", layouts)
         patch.setattr(models, "facts", lambda name: FACTS)
         patch.setattr(record, "errors", lambda: {"roofline": (12.0, 4)})
+        patch.setattr(planner, "prepare", lambda chosen: None)
         patch.setattr(instances, "instances", lambda: INSTANCES)
         patch.setattr(instances, "find", lambda name: INSTANCES[name])
         patch.setattr(instances, "users_file", lambda: Path("~/.config/quicksilver/instances.toml"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from quicksilver.nouns.plan import Plan
 
-REFUSED_SHOWN = 5
+REFUSED_SHOWN = 8
 
 
 @click.command()
@@ -30,7 +30,9 @@ REFUSED_SHOWN = 5
 @click.option("--streams", type=int, default=16, show_default=True, metavar="N", help="Requests at once.")
 @click.option("--slo", metavar="LIMITS", help='Such as "ttft_p95<1s,itl_p50<20ms".')
 @click.option(
-    "--instances", metavar="LIST", help="Such as ml.p5.48xlarge,ml.g6e.48xlarge; without it, all that are known."
+    "--instances",
+    metavar="LIST",
+    help="Such as ml.p5.48xlarge,ml.g6e.48xlarge; local is this machine; without it, all that are known.",
 )
 @click.option(
     "--recipes",
@@ -151,13 +153,15 @@ def _show(out: Console, found: Plan, *, every: bool) -> None:
             out.print(table(tables.POINT_HEADS, tables.point_rows(first.by_machines), right=tables.POINT_RIGHT))
             out.print(f"\n{first.machines} x {first.instance} by load")
             out.print(table(tables.POINT_HEADS, tables.point_rows(first.by_load), right=tables.POINT_RIGHT))
-    groups = tables.refused(found)
-    if groups:
+    if found.refused:
         out.print(f"\nWithout figures ({len(found.refused)})", style="bold")
-        for instance, why, labels in groups if every else groups[:REFUSED_SHOWN]:
-            out.print(f"  {instance}: {plain(why)} ({', '.join(labels)})")
-        if not every and len(groups) > REFUSED_SHOWN:
-            out.print(f"  and {len(groups) - REFUSED_SHOWN} reasons more; --all shows them.", style="dim")
+        shortly = tables.refused_shortly(found)
+        whole = [f"{instance}: {why} ({', '.join(labels)})" for instance, why, labels in tables.refused(found)]
+        for line in whole if every else shortly[:REFUSED_SHOWN]:
+            out.print(f"  {plain(line)}")
+        if not every:
+            more = f"{len(shortly) - REFUSED_SHOWN} reasons more; " if len(shortly) > REFUSED_SHOWN else ""
+            out.print(f"  {more}--all names each recipe.", style="dim")
     for line in found.warnings:
         out.print(plain(line), style="yellow")
     for line in found.remarks:

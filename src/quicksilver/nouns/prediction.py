@@ -62,7 +62,9 @@ class Layout(Noun):
         if self.pipeline_parallel > 1:
             parts.append(f"PP{self.pipeline_parallel}")
         if self.guessing:
-            parts.append(f"guess {self.guessing.tokens} ({self.guessing.accepted:g} accepted)")
+            drafted = self.guessing.draft_parameters / 1e9
+            draft = f" with {drafted:.2g}B" if drafted else ""
+            parts.append(f"guess {self.guessing.tokens}{draft} ({self.guessing.accepted:g} accepted)")
         return " · ".join(parts)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from quicksilver.errors import BadInputError
+from quicksilver.hardware import detect
 from quicksilver.nouns.instance import Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.plan import Curve, CurvePoint, Fleet, Option, Plan, SourceError
@@ -19,8 +20,10 @@ from quicksilver.planner.asked import Asked
 from quicksilver.planner.fleet import Wanted
 from quicksilver.planner.layouts import layouts
 from quicksilver.planner.predict import ON_DEMAND, Errors, Payment, Stand, hold, percentiles, prediction, run, stand
+from quicksilver.planner.step_times import prepare
 from quicksilver.sources import instances as catalogue
 
+LOCAL = "local"
 Tell = Callable[[str, str, int, int], None]
 """Called with what is done (`predict`, `fleet`), of what, and how many of how many are over."""
 MOST_FLEETS = 8
@@ -54,13 +57,14 @@ def plan(
     tell: Tell | None = None,
     today: date | None = None,
 ) -> Plan:
-    """Answer a question for some instances, by name, or for all that are known. Raises BadInputError, one clear sentence."""
+    """Answer a question for some instances, by name (`local` is this machine), or for all that are known. Raises BadInputError, one clear sentence."""
     if question.fleet is not None and question.slo is None:
         raise BadInputError("A fleet is sized for an SLO: without one any queue is allowed; give --slo.")
     if question.slo is not None and question.slo.allows_errors:
         raise BadInputError("A plan can't be held to a limit on errors: nothing fails in a simulation; leave it out.")
-    chosen = [catalogue.find(name) for name in dict.fromkeys(instances)] or list(catalogue.instances().values())
+    chosen = [_instance(name) for name in dict.fromkeys(instances)] or list(catalogue.instances().values())
     facts = models.facts(model)
+    prepare(chosen)
     known = record.errors()
     made, refused = _options(model, facts, chosen, question, known=known, tell=tell or _silent)
     if not made and not refused:
@@ -94,6 +98,16 @@ def plan(
         ),
         curves=tuple(_curves(model, facts, question, stands)),
         fleets=tuple(fleets.best_first(sized)),
+    )
+
+
+def _instance(name: str) -> Instance:
+    """Return an instance of the catalogue, or this machine, which is `local`."""
+    if name != LOCAL:
+        return catalogue.find(name)
+    here = detect()
+    return Instance(
+        name=LOCAL, cpu=here.cpu, vcpus=here.cores, cores=here.cores, memory_gb=here.memory_gb, source="this machine"
     )
 
 
@@ -280,8 +294,11 @@ def _remarks(options: Sequence[Option], question: Question) -> list[str]:
     found = []
     if any(option.prediction.layout.weights in {"int8", "int4", "int3", "fp8"} for option in options):
         found.append("What quantising costs in quality isn't predicted: measure it with `quicksilver optimize`.")
-    if any(g.origin == "stated" for o in options if (g := o.prediction.layout.guessing) is not None):
-        found.append("Acceptance of guesses is stated, not measured: it depends on the draft and on what is asked.")
+    origins = dict.fromkeys(g.origin for o in options if (g := o.prediction.layout.guessing) is not None)
+    found += [
+        f"Acceptance of guesses: {origin}; it depends on the draft and on what is asked, so measure yours."
+        for origin in origins
+    ]
     if question.fleet is not None:
         found.append(f"A fleet was sized for at most {MOST_FLEETS} instances: the cheapest by throughput alone.")
     return found

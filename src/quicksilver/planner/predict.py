@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 
 from quicksilver.bench.price import cost_at
-from quicksilver.errors import BadInputError, unknown
+from quicksilver.errors import BadInputError, EngineError, unknown
 from quicksilver.nouns.hardware import Price
 from quicksilver.nouns.instance import Commitment, Instance
 from quicksilver.nouns.model import ModelFacts
@@ -114,7 +114,7 @@ def stand(
         return Refused(instance=instance.name, layout=layout, why=why, fit=needed)
     try:
         times = times or step_times(facts, instance, layout, name=name)
-    except BadInputError as error:
+    except (BadInputError, EngineError) as error:
         return Refused(instance=instance.name, layout=layout, why=str(error), fit=needed)
     large = instance.accelerator is not None and instance.accelerator.memory_gb >= LARGE_GB
     server = Server(

@@ -58,14 +58,18 @@ def acceptance(text: str) -> Guessing:
 
 
 def guessed(layouts: Sequence[Layout], given: Guessing | None) -> list[Layout]:
-    """Return layouts whose speculation has this length and acceptance; where none guesses, each one guesses besides."""
+    """Return layouts whose speculation has this length and acceptance; where none guesses, each one guesses besides.
+
+    It is taken for a draft's where there are drafts: prompt lookup costs nothing, and seldom has a stated acceptance.
+    """
     if given is None:
         return list(layouts)
     found: dict[Layout, None] = {}
     for layout in layouts:
         if layout.guessing is None:
             found[layout] = None
-    guessing = [layout for layout in layouts if layout.guessing is not None] or list(found)
+    every = [layout for layout in layouts if layout.guessing is not None]
+    guessing = [one for one in every if one.guessing and one.guessing.draft_parameters] or every or list(found)
     for layout in guessing:
         drafted = layout.guessing.draft_parameters if layout.guessing is not None else 0
         own = given.model_copy(update={"draft_parameters": drafted})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quicksilver.bench.findings import NOTHING, dollars, number
 from quicksilver.nouns.plan import Fleet, FleetPoint, Option, Plan
-from quicksilver.nouns.prediction import Prediction, Times
+from quicksilver.nouns.prediction import Prediction, Refused, Times
 
 TOP = 3
 """Options of one instance in the short table."""
@@ -95,6 +95,32 @@ def refused(plan: Plan) -> list[tuple[str, str, tuple[str, ...]]]:
     for one in plan.refused:
         found.setdefault((one.instance, one.why), []).append(one.layout.label)
     return [(instance, why, tuple(labels)) for (instance, why), labels in found.items()]
+
+
+def refused_shortly(plan: Plan) -> list[str]:
+    """Return a sentence for each instance that some recipes don't fit, and one for each other reason."""
+    found: list[str] = []
+    large: dict[str, list[Refused]] = {}
+    for one in plan.refused:
+        if one.fit is not None and not one.fit.fits:
+            large.setdefault(one.instance, []).append(one)
+    for instance, those in large.items():
+        needs = [(one.fit.total_gb, one.fit.capacity_gb, one.layout.label) for one in those if one.fit is not None]
+        gb, capacity, label = min(needs)
+        takes = f"takes {gb:.1f} of {capacity:.1f} GB for one stream."
+        found.append(
+            f"{instance}: {len(those)} recipes don't fit; the smallest of them, {label}, {takes}"
+            if len(those) > 1
+            else f"{instance}: {label} doesn't fit: it {takes}"
+        )
+    others: dict[str, list[Refused]] = {}
+    for one in plan.refused:
+        if one.fit is None or one.fit.fits:
+            others.setdefault(one.why, []).append(one)
+    for why, those in others.items():
+        names = list(dict.fromkeys(one.instance for one in those))
+        found.append(f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}")
+    return found
 
 
 FLEET_HEADS = ("instance", "recipe", "machines", "$/h", "TTFT p95", "ITL p95", "answer p95", "copies")

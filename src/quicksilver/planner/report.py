@@ -13,6 +13,8 @@ from quicksilver.nouns.plan import Option, Plan
 from quicksilver.planner import charts, table
 
 TEMPLATE = "plan.html.jinja"
+MOST_ROWS = 60
+"""Options that the page's table has all of; of more, the best of each instance and those that are marked."""
 
 
 def html(plan: Plan) -> str:
@@ -27,7 +29,7 @@ def html(plan: Plan) -> str:
         best=best,
         cards=_cards(plan, best) if best is not None else [],
         table=table,
-        rows=table.rows(plan, every=True),
+        rows=table.rows(plan, every=len(plan.options) <= MOST_ROWS),
         refused=table.refused(plan),
         charts=drawn,
         charts_missing=missing,

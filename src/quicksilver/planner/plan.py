@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from quicksilver.errors import BadInputError
-from quicksilver.hardware import detect
 from quicksilver.nouns.instance import Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.plan import Curve, CurvePoint, Fleet, Option, Plan, SourceError
@@ -23,7 +22,6 @@ from quicksilver.planner.predict import ON_DEMAND, Errors, Payment, Stand, hold,
 from quicksilver.planner.step_times import prepare
 from quicksilver.sources import instances as catalogue
 
-LOCAL = "local"
 Tell = Callable[[str, str, int, int], None]
 """Called with what is done (`predict`, `fleet`), of what, and how many of how many are over."""
 MOST_FLEETS = 8
@@ -62,7 +60,7 @@ def plan(
         raise BadInputError("A fleet is sized for an SLO: without one any queue is allowed; give --slo.")
     if question.slo is not None and question.slo.allows_errors:
         raise BadInputError("A plan can't be held to a limit on errors: nothing fails in a simulation; leave it out.")
-    chosen = [_instance(name) for name in dict.fromkeys(instances)] or list(catalogue.instances().values())
+    chosen = [catalogue.find(name) for name in dict.fromkeys(instances)] or list(catalogue.instances().values())
     facts = models.facts(model)
     prepare(chosen)
     known = record.errors()
@@ -101,16 +99,6 @@ def plan(
     )
 
 
-def _instance(name: str) -> Instance:
-    """Return an instance of the catalogue, or this machine, which is `local`."""
-    if name != LOCAL:
-        return catalogue.find(name)
-    here = detect()
-    return Instance(
-        name=LOCAL, cpu=here.cpu, vcpus=here.cores, cores=here.cores, memory_gb=here.memory_gb, source="this machine"
-    )
-
-
 def _options(
     model: str, facts: ModelFacts, chosen: Sequence[Instance], question: Question, *, known: Errors, tell: Tell
 ) -> tuple[list[tuple[Option, Stand]], list[Refused]]:
@@ -118,7 +106,7 @@ def _options(
     options: list[tuple[Option, Stand]] = []
     refused: list[Refused] = []
     for number, (instance, layout) in enumerate(pairs):
-        tell("predict", f"{instance.name} {layout.label}", number, len(pairs))
+        tell("predict", instance.name, number, len(pairs))
         found = stand(facts, instance, layout, question.load, name=model)
         if isinstance(found, Refused):
             refused.append(found)
@@ -216,12 +204,12 @@ def _fleets(model: str, facts: ModelFacts, question: Question, stands: Sequence[
     return sized
 
 
-def _order(option: Option) -> tuple[bool, float, float, str, str]:
-    """Options that meet the SLO first, by price; the others by how far they are from it."""
+def _order(option: Option) -> tuple[bool, float, float, float, str, str]:
+    """Options that meet the SLO first, by price, or by throughput without one; the others by how far they are from it."""
     made = option.prediction
     price = made.cost.measured if made.cost is not None else float("inf")
     broken = option.worst.share if option.worst is not None and not option.meets else 0.0
-    return option.meets is False, broken, price, made.instance, made.layout.label
+    return option.meets is False, broken, price, -made.tokens_per_s, made.instance, made.layout.label
 
 
 def _cheapest(options: Sequence[Option]) -> int | None:

@@ -13,7 +13,7 @@ TOP = 3
 """Options of one instance in the short table."""
 MARKS = {"cheapest": "★", "nearest": "→", "front": "◆", "": ""}
 MEANINGS = (
-    "Every figure is predicted, nothing was measured. ★ the cheapest that meets the SLO, → the nearest to it if none does, "
+    "Every figure is predicted, nothing was measured. ★ the cheapest that meets the SLO if there is one, → the nearest to it if none does, "
     "◆ no other is both cheaper and quicker. Times in ms; ITL with bursts of speculation spread over their tokens; answer: "
     "from asking to its last token; $/1M: output tokens at the predicted throughput; blended: the formula concurrency / p50 ITL."
 )

@@ -108,6 +108,8 @@ def world() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(predict, "fit", fit)
         patch.setattr(predict, "step_times", step_times)
         patch.setattr(planner, "layouts", layouts)
+        patch.setattr(fleet, "FEWEST_REQUESTS", 400)
+        patch.setattr(fleet, "MOST_STREAMS", 64)
         patch.setattr(models, "facts", lambda name: FACTS)
         patch.setattr(record, "errors", lambda: {"roofline": (12.0, 4)})
         patch.setattr(planner, "prepare", lambda chosen: None)
@@ -144,7 +146,7 @@ def made(*names: str, model: str = "example-8b", **changes: Any) -> Plan:
 
 def searched() -> Plan:
     """A plan with a fleet."""
-    return made(fleet="2000tok/s")
+    return made("big.8", "mid.4", "small.1", "odd.2", "tiny.1", fleet="2000tok/s")
 
 
 def infeasible() -> Plan:

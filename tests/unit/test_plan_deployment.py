@@ -169,12 +169,15 @@ def test_a_fleet_is_the_fewest_machines_that_meet_the_slo(searched: Plan) -> Non
     assert best.machines == 1 or not points[best.machines - 1].meets
     assert best.usd_per_hour == min(f.usd_per_hour for f in searched.fleets if f.usd_per_hour is not None)
     waits = [point.ttft_ms.p95 for point in best.by_load]
-    assert waits == sorted(waits)
+    # Other requests come at other loads, so neighbours may change places by a little.
+    assert all(later > 0.9 * before for before, later in zip(waits, waits[1:], strict=False))
+    assert waits[-1] > 1.3 * waits[0]
     assert [point.share for point in best.by_load] == list(fleet.LOADS)
 
 
 def test_a_fleet_has_queues_that_averages_do_not_show(world: pytest.MonkeyPatch) -> None:
     # A machine whose throughput is just enough in the mean falls behind, or breaks a limit on waiting.
+    world.setattr(fleet, "FEWEST_REQUESTS", 2000)
     ready = predict.stand(plans.FACTS, plans.INSTANCES["small.1"], Layout(), LOAD, name="m", most_streams=16)
     assert not isinstance(ready, Refused)
     requests = asked("622x250")

@@ -20,6 +20,8 @@ MOST_STREAMS = 256
 """Streams that one copy takes at most, if memory holds them: vLLM's default."""
 FEWEST_REQUESTS, MOST_REQUESTS, TURNOVERS = 2000, 40_000, 20
 """A run is long enough for every place to be taken so many times, within these bounds."""
+ALONE = 200
+"""Requests that are answered one after the other, to see what a machine does for one that is alone on it."""
 GROWTH = 0.05
 """Share of the requests of a run by which those under way may grow before it counts as falling behind."""
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)
@@ -53,7 +55,7 @@ def capacity(found: Stand, asked: Asked, seed: int = 0) -> float:
 
 
 def size(found: Stand, asked: Asked, slo: Slo, load: Wanted, *, payment: Payment, seed: int = 0) -> Fleet:
-    """Find the fewest machines that keep to an SLO at a load, and what they do at others.
+    """Find the fewest machines that keep to an SLO at a load.
 
     The search doubles from what throughput alone takes, then bisects: more machines never make a request wait longer.
     Every number of machines gets the same requests at the same moments.
@@ -69,11 +71,10 @@ def size(found: Stand, asked: Asked, slo: Slo, load: Wanted, *, payment: Payment
         tokens_per_s=load.tokens_per_s,
         machines=None,
     )
-    alone = closed_loop(replace(found.server, replicas=1), asked.draw(200, seed), 1)
+    alone = _alone(found, asked, seed)
     if why := _hopeless(slo, alone, load):
         return fleet.model_copy(update={"why": why})
-    in_flight = load.requests_per_s * float(alone.e2e_ms.mean()) / 1000
-    count = min(MOST_REQUESTS, max(FEWEST_REQUESTS, math.ceil(TURNOVERS * in_flight)))
+    count = _count(alone, load)
     tried: dict[int, FleetPoint] = {}
 
     def at(machines: int) -> FleetPoint:
@@ -94,14 +95,30 @@ def size(found: Stand, asked: Asked, slo: Slo, load: Wanted, *, payment: Payment
         at(enough - 1)
     at(enough + 1)
     usd = (1 - price.discount) * price.usd_per_hour * enough if price is not None else None
-    loads = tuple(
-        at(enough)
-        if share == 1.0
-        else _point(found, asked, slo, load, machines=enough, share=share, count=count, seed=seed)
-        for share in LOADS
-    )
     points = tuple(tried[machines] for machines in sorted(tried))
-    return fleet.model_copy(update={"machines": enough, "usd_per_hour": usd, "by_machines": points, "by_load": loads})
+    return fleet.model_copy(update={"machines": enough, "usd_per_hour": usd, "by_machines": points})
+
+
+def loaded(fleet: Fleet, found: Stand, asked: Asked, slo: Slo, load: Wanted, *, seed: int = 0) -> Fleet:
+    """Return a fleet with what it does at other loads; one without a size stays as it is."""
+    if fleet.machines is None:
+        return fleet
+    machines, count = fleet.machines, _count(_alone(found, asked, seed), load)
+    points = tuple(
+        _point(found, asked, slo, load, machines=machines, share=share, count=count, seed=seed) for share in LOADS
+    )
+    return fleet.model_copy(update={"by_load": points})
+
+
+def _alone(found: Stand, asked: Asked, seed: int) -> Simulated:
+    """Answer requests one after the other on one copy."""
+    return closed_loop(replace(found.server, replicas=1), asked.draw(ALONE, seed), 1)
+
+
+def _count(alone: Simulated, load: Wanted) -> int:
+    """Return how many requests a run takes."""
+    in_flight = load.requests_per_s * float(alone.e2e_ms.mean()) / 1000
+    return min(MOST_REQUESTS, max(FEWEST_REQUESTS, math.ceil(TURNOVERS * in_flight)))
 
 
 def _hopeless(slo: Slo, alone: Simulated, load: Wanted) -> str:

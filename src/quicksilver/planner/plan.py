@@ -197,10 +197,12 @@ def _fleets(model: str, facts: ModelFacts, question: Question, stands: Sequence[
     sized = []
     for number, (_, name, tried) in enumerate(found[:MOST_FLEETS]):
         tell("fleet", name, number, min(len(found), MOST_FLEETS))
-        own = [
-            fleets.size(one, question.asked, slo, load, payment=question.payment, seed=question.seed) for one in tried
-        ]
-        sized.append(fleets.best_first(own)[0])
+        own = {
+            fleets.size(one, question.asked, slo, load, payment=question.payment, seed=question.seed): one
+            for one in tried
+        }
+        best = fleets.best_first(list(own))[0]
+        sized.append(fleets.loaded(best, own[best], question.asked, slo, load, seed=question.seed))
     return sized
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_a_fleet_is_the_fewest_machines_that_meet_the_slo(searched: Plan) -> Non
     assert best.usd_per_hour == min(f.usd_per_hour for f in searched.fleets if f.usd_per_hour is not None)
     waits = [point.ttft_ms.p95 for point in best.by_load]
     # Other requests come at other loads, so neighbours may change places by a little.
-    assert all(later > 0.9 * before for before, later in zip(waits, waits[1:], strict=False))
+    assert all(later > 0.9 * before for before, later in pairwise(waits))
     assert waits[-1] > 1.3 * waits[0]
     assert [point.share for point in best.by_load] == list(fleet.LOADS)
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from quicksilver.errors import BadInputError
 from quicksilver.nouns import ModelFacts
 from quicksilver.nouns.prediction import Guessing, Layout, MemoryFit, PlannedLoad
+from quicksilver.planner import models
 from quicksilver.planner.fit import fit, replicas
 from quicksilver.sources.instances import find
-from quicksilver.testing.large import LARGE, SMALL
+from quicksilver.testing.large import LARGE
 
 LOAD = PlannedLoad(input_tokens=622, output_tokens=250, streams=16)
 LLAMA_8B = LARGE.model_copy(update={"parameters": 8_030_261_248})
@@ -29,10 +30,24 @@ def on(name: str, layout: Layout, facts: ModelFacts = LLAMA_70B, load: PlannedLo
     return fit(facts, layout, find(name), load)
 
 
-@pytest.mark.parametrize(("facts", "name"), [(LLAMA_8B, "g6e.xlarge"), (SMALL, "g5.xlarge")])
-def test_all_parameters_are_in_the_weights(facts: ModelFacts, name: str) -> None:
-    found = on(name, Layout(), facts)
-    assert line(found, "weights") + line(found, "embedding") == pytest.approx(2 * facts.parameters / 1e9)
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.1-70B", 70_553_706_496),
+        ("mistralai/Mistral-7B-v0.3", 7_248_023_552),
+        ("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+    ],
+)
+def test_all_parameters_of_real_models_are_in_the_lines(name: str, parameters: int) -> None:
+    facts = models.facts(name)
+    assert facts.parameters == parameters
+    whole = on("p5.48xlarge", Layout(), facts)
+    assert line(whole, "weights") + line(whole, "embedding") == pytest.approx(2 * parameters / 1e9)
+    eighth = on("p5.48xlarge", Layout(tensor_parallel=8), facts)
+    assert 8 * (line(eighth, "weights") + line(eighth, "embedding")) == pytest.approx(2 * parameters / 1e9)
 
 
 def test_70b_in_4_bits_is_as_large_as_published_checkpoints() -> None:

@@ -6,7 +6,6 @@ GPTQ paper states (arXiv 2210.17323, table 3: OPT-175B in 4.2 h, OPT-66B in 1.6 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -50,6 +49,8 @@ TRAINED_BYTES = 16
 """Of a trained parameter: weight and gradient in 16 bits, its 32-bit copy and Adam's two moments (arXiv 1910.02054)."""
 LAYER_BYTES = 34
 """That backward needs of each token and hidden element of a layer, without attention's matrix (arXiv 2205.05198)."""
+SHARD_GB = 5.0
+"""Of a file of safetensors, as transformers writes them by default."""
 HOST_GB = 4.0
 """Of the machine's memory: libraries and the system."""
 NEURON = ("Inferentia2", "Trainium")
@@ -167,7 +168,11 @@ def _quantising(facts: ModelFacts, job: str, device: Accelerator, samples: int, 
     hidden, inner = facts.hidden_size, facts.intermediate_size
     host = [
         MemoryLine(what="model, 16 bits", gb=weights, how=f"{facts.parameters / 1e9:.4g} x 10^9 parameters x 2 bytes"),
-        MemoryLine(what="one shard being read or written", gb=5.0, how="safetensors' usual size, at most 5 GB"),
+        MemoryLine(
+            what="one shard being read or written",
+            gb=min(SHARD_GB, weights),
+            how=f"safetensors of at most {SHARD_GB:g} GB",
+        ),
         MemoryLine(what="system and libraries", gb=HOST_GB, how="about"),
     ]
     on_device = [MemoryLine(what="CUDA and libraries", gb=CONTEXT_GB, how="about")]
@@ -271,8 +276,8 @@ def _training(facts: ModelFacts, instance: Instance, device: Accelerator, sample
     host = [
         MemoryLine(
             what="shards being read",
-            gb=5.0 * min(devices, math.ceil(weights / 5)),
-            how="one of at most 5 GB for each device",
+            gb=min(SHARD_GB * devices, weights),
+            how=f"one of at most {SHARD_GB:g} GB for each device",
         ),
         MemoryLine(what="system and libraries", gb=HOST_GB, how="about"),
     ]

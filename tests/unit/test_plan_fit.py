@@ -110,6 +110,14 @@ def test_the_capacity_says_what_it_is() -> None:
     assert not [each for each in cpu.lines if "NCCL" in each.how]
 
 
+def test_on_a_cpu_the_weights_are_laid_out_beside_the_file() -> None:
+    one = on("c7i.4xlarge", Layout(), LLAMA_8B, LOAD.model_copy(update={"streams": 1}))
+    many = on("c7i.4xlarge", Layout(), LLAMA_8B)
+    assert line(one, "weights, laid out") == pytest.approx(2 * LLAMA_8B.parameters / 1e9)
+    body = LLAMA_8B.parameters - LLAMA_8B.embedding_parameters
+    assert line(many, "weights, laid out") == pytest.approx(2 * (LLAMA_8B.parameters + body) / 1e9)
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from quicksilver import engines
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.instance import Accelerator, Instance
 from quicksilver.nouns.model import ModelFacts
@@ -40,8 +41,8 @@ GRAPHS_GB = 0.6
 """Captured CUDA graphs: about what vLLM's log states for an 8B model."""
 NCCL_GB = {1: 0.0, 2: 0.359, 4: 0.411}
 """NCCL's buffers by devices (four or more are alike), from aiconfigurator 0.12's system files."""
-CPU_RUNTIME_GB = 0.25
-"""Interpreter, libraries and gateway of a server on a CPU."""
+CPU_ENGINE = "openvino"
+"""Whose habits are counted on a machine without devices."""
 BATCHED_TOKENS, BATCHED_TOKENS_LARGE = 2048, 8192
 """Tokens of one step: vLLM's defaults for its server, the second on devices of 70 GiB and more that are newer than the A100."""
 
@@ -56,7 +57,10 @@ def fit(facts: ModelFacts, layout: Layout, instance: Instance, load: PlannedLoad
     copies = replicas(layout, instance)
     streams = math.ceil(load.streams / copies)
     device = instance.accelerator
-    lines = [*_weights(facts, layout), _cache(facts, layout, load, streams), *_draft(layout, load, streams)]
+    lines = _weights(facts, layout)
+    if device is None:
+        lines.append(_laid_out(facts, sum(line.gb for line in lines), streams))
+    lines += [_cache(facts, layout, load, streams), *_draft(layout, load, streams)]
     lines += [_activations(facts, layout, load, streams, device), *_runtime(layout, device)]
     memory = device.memory_gb if device else instance.memory_gb
     return MemoryFit(
@@ -105,6 +109,16 @@ def _weights(facts: ModelFacts, layout: Layout) -> list[MemoryLine]:
     return lines
 
 
+def _laid_out(facts: ModelFacts, file_gb: float, streams: int) -> MemoryLine:
+    """What a CPU's engine holds of the weights beside the file that it maps."""
+    held = engines.find(CPU_ENGINE).weights_mb(facts, 1e3 * file_gb, streams) / 1e3
+    return MemoryLine(
+        what="weights, laid out for the CPU",
+        gb=held - file_gb,
+        how=f"OpenVINO maps the file of {file_gb:.3g} GB and holds {held / file_gb:.3g} x of it at {streams} streams (measured)",
+    )
+
+
 def _cache(facts: ModelFacts, layout: Layout, load: PlannedLoad, streams: int) -> MemoryLine:
     """Keys and values; a device holds whole heads, so that with fewer heads than devices each has one, some the same."""
     layers = math.ceil(facts.layers / layout.pipeline_parallel)
@@ -151,28 +165,31 @@ def _activations(
     facts: ModelFacts, layout: Layout, load: PlannedLoad, streams: int, device: Accelerator | None
 ) -> MemoryLine:
     """Of the largest step, which an engine sets memory aside for, and a row of logits in 32 bits for each stream, twice while sampling."""
-    tensor, width = layout.tensor_parallel, 2 if device else 4
+    tensor = layout.tensor_parallel
+    rows = streams * (1 + (layout.guessing.tokens if layout.guessing else 0))
     if device is None:
         tokens = min(BATCHED_TOKENS, streams * load.input_tokens)
-    else:
-        large = device.memory_gb >= 70 * 2**30 / 1e9 and not device.name.startswith("A100")
-        tokens = BATCHED_TOKENS_LARGE if large else BATCHED_TOKENS
-    rows = streams * (1 + (layout.guessing.tokens if layout.guessing else 0))
+        step = engines.find(CPU_ENGINE).step_mb(facts, tokens, rows, rounded=layout.weights != "bf16")
+        how = f"a step of {tokens:,} tokens: two layers' elements in 32 bits, and {rows} rows of logits"
+        return MemoryLine(what="activations", gb=step / 1e3, how=how)
+    large = device.memory_gb >= 70 * 2**30 / 1e9 and not device.name.startswith("A100")
+    tokens = BATCHED_TOKENS_LARGE if large else BATCHED_TOKENS
     logits = 2 * 4 * rows * facts.vocab_size
     split = (f" x {facts.experts_per_token}" if facts.experts_per_token > 1 else "") + (
         f" / {tensor}" if tensor > 1 else ""
     )
     return MemoryLine(
         what="activations",
-        gb=(width * facts.forward_elements(tokens, tensor) + logits) / 1e9,
-        how=f"{tokens:,} tokens x (4 x {facts.hidden_size:,} + 3 x {facts.intermediate_size:,}{split}) x {width} bytes + {rows} rows of logits "
+        gb=(2 * facts.forward_elements(tokens, tensor) + logits) / 1e9,
+        how=f"{tokens:,} tokens x (4 x {facts.hidden_size:,} + 3 x {facts.intermediate_size:,}{split}) x 2 bytes + {rows} rows of logits "
         f"x {facts.vocab_size:,} x 4 bytes x 2",
     )
 
 
 def _runtime(layout: Layout, device: Accelerator | None) -> list[MemoryLine]:
     if device is None:
-        return [MemoryLine(what="runtime", gb=CPU_RUNTIME_GB, how="interpreter, libraries and gateway")]
+        held = engines.find(CPU_ENGINE).runtime_mb / 1e3
+        return [MemoryLine(what="runtime", gb=held, how="interpreter, libraries and gateway, about")]
     lines = [
         MemoryLine(
             what="runtime",

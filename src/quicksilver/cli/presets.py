@@ -108,6 +108,41 @@ def use(name: str, model: str | None, workload: str | None, any_machine: bool) -
     emit(document, write)
 
 
+@presets.command("configs")
+@click.argument("model")
+@click.option("--instance", metavar="NAME", help="Of this instance only; local for what was measured here.")
+@click.option("--set", "chosen", metavar="CONFIG", help=f"Choose one for --instance: {NAMES}.")
+@json_option
+def configs(model: str, instance: str | None, chosen: str | None) -> None:
+    """List MODEL's configurations by instance with their benchmark: predicted for machines that aren't here, measured on this one."""
+    from quicksilver import deployments
+    from quicksilver.planner.deployments import vllm_arguments
+
+    if chosen is not None:
+        if instance is None:
+            raise BadInputError("A configuration is chosen for an instance: add --instance.")
+        found = [deployments.set_deployment_config(model, chosen, instance)]
+    else:
+        found = deployments.list_deployment_configs(model, instance)
+
+    def write(out: Console) -> None:
+        rows = deployments.benchmark_metrics(found)
+        out.print(table(list(deployments.COLUMNS), rows, right=range(2, 6)))
+        for one in found if chosen is not None or instance is not None else ():
+            out.print(f"\n{one.config_name}: {one.label}. {one.why[0].upper()}{one.why[1:]}.", soft_wrap=True)
+            out.print(f"From {one.origin}, for {one.workload}.", soft_wrap=True)
+            for remark in one.remarks:
+                out.print(f"- {remark}", soft_wrap=True)
+            if one.layout is not None:
+                out.print(f"vLLM takes: {shlex.join(vllm_arguments(one.layout, model))}", soft_wrap=True)
+
+    emit([json.loads(one.model_dump_json()) for one in found], write)
+    if instance is None and any(one.source == "predicted" for one in found):
+        note(
+            "Predicted figures say of what in the last column; --instance NAME shows their recipes, remarks and source."
+        )
+
+
 def _only_model() -> str:
     """Return the model if there are presets of one alone. Raises BadInputError."""
     from quicksilver import api

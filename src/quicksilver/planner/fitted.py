@@ -187,6 +187,8 @@ def step_times(
     found = fit(of_one_machine(_kept() if sets is None else sets, here=here and sets is None))
     origin = f"{found.steps} steps of {' and '.join(found.models)} measured on {found.machine} with {found.engine}, {found.date}"
     remarks = [f"On the steps that it was fitted to, the model is off by {found.error_percent:.1f} % in the median."]
+    if layout.cache != "bf16":
+        remarks.append("Steps were timed with the engine's own precision of keys and values, whatever the layout says.")
     if isinstance(machine, Instance) and not here:
         compute, memory, how = _factors(found, machine)
         found = found.scaled(compute=compute, memory=memory)

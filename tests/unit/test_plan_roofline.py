@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +107,20 @@ def test_through_a_host_devices_share_what_a_ring_has_for_each() -> None:
 def test_times_are_labelled_and_a_precision_that_the_chip_lacks_is_refused() -> None:
     facts = models.facts("llama-3.1-8b")
     times = roofline.step_times(facts, A10G, weights="int4", cache="bf16", tensor_parallel=1, why="nobody measured it")
-    assert (times.basis, times.remarks) == ("roofline", ("nobody measured it",))
+    assert (times.basis, times.remarks) == ("roofline", ("nobody measured it", roofline.OFF))
     assert "A10G" in times.origin
     with pytest.raises(BadInputError, match="A10G doesn't compute in fp8"):
         roofline.step_times(facts, A10G, weights="fp8", cache="bf16", tensor_parallel=1)
+
+
+def test_the_error_that_is_stated_is_that_of_the_benchmark() -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "roofline.json"
+    document = json.loads(results.read_text(encoding="utf-8"))
+    medians = [
+        {what: chip["left out"][what][0] for what in ("decode", "prefill")} for chip in document["chips"].values()
+    ]
+    stated = [int(number) for number in re.findall(r"[0-9]+", roofline.OFF)]
+    found = [round(end(one[what] for one in medians)) for what in ("decode", "prefill") for end in (min, max)]
+    assert all(abs(a - b) <= 1 for a, b in zip(stated, found, strict=True))
+    for field, value in document["reached"].items():
+        assert getattr(roofline.REACHED, field) == pytest.approx(value, abs=0.01, rel=0.01)

@@ -248,7 +248,9 @@ def test_layouts_are_about_twenty_and_only_what_the_chip_has() -> None:
             needs = {"int4": "bf16"}.get(layout.weights, layout.weights)
             assert needs in accelerator.tflops
             assert layout.guessing is None or layout.guessing.origin.startswith("stated (")
-    assert {layout.tensor_parallel for layout in layouts(facts, instance(A10G))} == {2, 8}
+    assert {(one.weights, one.tensor_parallel) for one in layouts(facts, instance(H100))} == {
+        ("bf16", 4), ("bf16", 8), ("fp8", 2), ("fp8", 8), ("int4", 1), ("int4", 8),
+    }  # fmt: skip
     assert {layout.tensor_parallel for layout in layouts(facts, instance(A10G, 1))} == {1}
     small = layouts(models.facts("smollm2-135m"), instance(H100, 1))
     assert all(layout.guessing is None or layout.guessing.draft_parameters == 0 for layout in small)

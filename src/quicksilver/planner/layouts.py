@@ -11,6 +11,7 @@ from quicksilver.nouns.instance import Accelerator, Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import CachePrecision, Guessing, Layout, Precision
 from quicksilver.planner import models
+from quicksilver.planner.roofline import WEIGHT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ EAGLE = Stated(
     "published EAGLE-3 heads in vLLM: 2.4 tokens a step at 3 guesses on summaries (Llama 4 Maverick, 2.37), and 2.88 at 7 on "
     "MT-Bench (Llama 3.3 70B), which is 2.40 at 3 if each guess is as likely as the one before",
 )
+ROOM = 0.8
+"""Of the devices' memory, for weights: the rest is for caches and what computes."""
+_DEGREES = (1, 2, 4, 8, 16, 32)
 SMALLEST = 1_000_000_000
 """A target with fewer parameters is given no draft model: the draft's steps would take nearly as long as its own."""
 
@@ -52,22 +56,20 @@ def layouts(facts: ModelFacts, instance: Instance) -> tuple[Layout, ...]:
             for weights in ("bf16", "int8", "int4")
             for guessing in (None, _guessing(PROMPT_LOOKUP, 0))
         )
-    found = [
+    return tuple(
         Layout(weights=weights, cache=cache, tensor_parallel=parts, guessing=guessing)
-        for parts in _parts(facts, chip, instance.accelerators)
         for weights, cache in _precisions(chip)
+        for parts in _parts(facts, weights, chip, instance.accelerators)
         for guessing in _guessings(facts)
-    ]
-    return tuple(found)
+    )
 
 
-def _parts(facts: ModelFacts, chip: Accelerator, accelerators: int) -> list[int]:
-    """The two smallest tensor parallelisms that could hold the weights in 4 bits, and all of the machine."""
-    could = [
-        n for n in (1, 2, 4, 8, 16, 32) if n <= accelerators and facts.heads % n == 0 and facts.vocab_size % n == 0
-    ]
-    holds = [n for n in could if facts.parameters * 0.52e-9 < 0.9 * chip.memory_gb * n] or could[-1:]
-    return sorted({*holds[:1], holds[-1]})
+def _parts(facts: ModelFacts, weights: Precision, chip: Accelerator, accelerators: int) -> list[int]:
+    """The smallest tensor parallelism whose devices hold the weights and have room beside them, and all of the machine."""
+    could = [n for n in _DEGREES if n <= accelerators and facts.heads % n == 0 and facts.vocab_size % n == 0]
+    size_gb = facts.parameters * WEIGHT_BYTES[weights] / 1e9
+    holds = [n for n in could if size_gb <= ROOM * chip.memory_gb * n] or could[-1:]
+    return sorted({holds[0], holds[-1]})
 
 
 def _precisions(chip: Accelerator) -> list[tuple[Precision, CachePrecision]]:

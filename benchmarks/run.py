@@ -31,8 +31,10 @@ JOBS = {
     "through": [str(HERE / "through.py")],
     "native": [str(HERE / "native.py")],
     "predicted": [str(HERE / "predicted.py")],
+    "simulate": [str(HERE / "simulate.py")],
+    "plan_time": [str(HERE / "plan_time.py")],
 }
-ON_REQUEST = {"agreement", "native", "peers", "through"}
+ON_REQUEST = {"agreement", "native", "peers", "plan_time", "through"}
 """These need environments of their own: see the Makefile."""
 
 

@@ -85,6 +85,12 @@ def replicas(layout: Layout, instance: Instance) -> int:
     return instance.accelerators // layout.devices
 
 
+def batched_tokens(device: Accelerator) -> int:
+    """Return the tokens that one step takes at most on a device: vLLM's default for its server."""
+    large = device.memory_gb >= 70 * 2**30 / 1e9 and not device.name.startswith("A100")
+    return BATCHED_TOKENS_LARGE if large else BATCHED_TOKENS
+
+
 def _weights(facts: ModelFacts, layout: Layout) -> list[MemoryLine]:
     """The linear layers in their precision, and embeddings and output layer, which quantisers leave at 16 bits."""
     tensor, stages = layout.tensor_parallel, layout.pipeline_parallel
@@ -172,8 +178,7 @@ def _activations(
         step = engines.find(CPU_ENGINE).step_mb(facts, tokens, rows, rounded=layout.weights != "bf16")
         how = f"a step of {tokens:,} tokens: two layers' elements in 32 bits, and {rows} rows of logits"
         return MemoryLine(what="activations", gb=step / 1e3, how=how)
-    large = device.memory_gb >= 70 * 2**30 / 1e9 and not device.name.startswith("A100")
-    tokens = BATCHED_TOKENS_LARGE if large else BATCHED_TOKENS
+    tokens = batched_tokens(device)
     logits = 2 * 4 * rows * facts.vocab_size
     split = (f" x {facts.experts_per_token}" if facts.experts_per_token > 1 else "") + (
         f" / {tensor}" if tensor > 1 else ""

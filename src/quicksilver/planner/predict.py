@@ -17,16 +17,15 @@ from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.plan import Held
 from quicksilver.nouns.prediction import Layout, MemoryFit, PlannedLoad, Prediction, Refused, StepTimes, Times
 from quicksilver.nouns.score import Cost
+from quicksilver.nouns.settings import Settings
 from quicksilver.nouns.slo import Slo, Term
 from quicksilver.planner.asked import Asked
-from quicksilver.planner.fit import fit
-from quicksilver.planner.simulate import STEP_TOKENS, Server, Simulated, closed_loop
+from quicksilver.planner.fit import batched_tokens, fit
+from quicksilver.planner.simulate import Server, Simulated, closed_loop
 from quicksilver.planner.step_times import step_times
 
 REQUESTS = 320
 """Requests of a closed loop at least: a p95 is then taken over 16 of them and more."""
-LARGE_GB, LARGE_STEP_TOKENS = 70.0, 8192
-"""vLLM takes this many tokens of prompts in a step on accelerators of this memory and more (its EngineArgs, July 2025)."""
 
 Errors = Mapping[str, tuple[float, int]]
 """How wrong each basis has been: the median of |predicted / measured - 1| in percent, and over how many measurements."""
@@ -116,13 +115,14 @@ def stand(
         times = times or step_times(facts, instance, layout, name=name)
     except (BadInputError, EngineError) as error:
         return Refused(instance=instance.name, layout=layout, why=str(error), fit=needed)
-    large = instance.accelerator is not None and instance.accelerator.memory_gb >= LARGE_GB
+    device = instance.accelerator
+    batched = batched_tokens(device) if device is not None else Settings().max_batched_tokens
     server = Server(
         times,
         replicas=replicas,
         slots=slots,
         # What a step takes at most is also what the source was asked for at most.
-        step_tokens=min(LARGE_STEP_TOKENS if large else STEP_TOKENS, times.prompts[-1]),
+        step_tokens=min(batched, times.prompts[-1]),
         tokens_per_step=layout.tokens_per_step,
     )
     remarks = list(times.remarks)

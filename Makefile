@@ -9,7 +9,7 @@ SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock)))
 LARGE_ENGINES := $(filter vllm llmcompressor,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite engines bench clients agreement peers exports clean
+.PHONY: demo test lint suite engines bench clients agreement peers planner presets exports clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -44,6 +44,15 @@ peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other 
 	$(BIN)/quicksilver engine add llamacpp
 	$(BIN)/quicksilver engine add vllm
 	$(BIN)/python benchmarks/run.py peers through
+
+planner: $(VENV)/.default  ## predictions against what is published and what this machine does; 0.6 GB of operator tables, about 40 minutes
+	$(BIN)/quicksilver engine add planner
+	$(BIN)/quicksilver engine add llamacpp
+	$(BIN)/python benchmarks/run.py headline plan_time simulate roofline fit predicted
+
+presets: $(VENV)/.default  ## predict the deployments of the catalogue's models again; this machine has to be calibrated
+	$(BIN)/quicksilver engine add planner
+	$(BIN)/python -m quicksilver.planner.deployments
 
 exports: $(VENV)/.dev $(VENV)-exports/.made  ## what is exported, against the schemas of the systems that read it
 	$(BIN)/pytest tests/deploy

@@ -12,12 +12,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quicksilver.planner.predict import Payment, predict
-
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import Guessing, Layout, PlannedLoad, Prediction
 from quicksilver.planner import models
 from quicksilver.planner.layouts import DRAFT, EAGLE, PROMPT_LOOKUP, Stated
+from quicksilver.planner.predict import Payment, predict
 from quicksilver.sources import instances
 from stamp import stamp
 

@@ -1,0 +1,72 @@
+"""The planner's figures in the README: the headline on paper, this machine's predictions against measurements, and how long plans take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def lines(results: Path) -> list[str]:
+    """Return what was measured of the planner, in Markdown; nothing of what wasn't."""
+    found: list[str] = []
+    for name, said in (("headline", _headline), ("predicted", _predicted), ("fit", _fit)):
+        file = results / f"{name}.json"
+        if file.is_file():
+            found += ["", *said(json.loads(file.read_text(encoding="utf-8")))]
+    times = [results / f"{name}.json" for name in ("plan_time", "simulate")]
+    if all(file.is_file() for file in times):
+        plans, simulated = (json.loads(file.read_text(encoding="utf-8")) for file in times)
+        found += ["", _times(plans, simulated)]
+    return found
+
+
+def _headline(found: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {row['instance']} | {row['what']} | {row['tokens_per_s']:,.0f} | "
+        + (f"{row['published']:,.0f} ({row['off_percent']:+.1f} %)" if row["published"] else "")
+        + f" | {row['ttft_p50_ms']:,.0f} | {row['itl_p50_ms']:.1f} | {row['basis']} |"
+        for row in found["rows"]
+        if "refused" not in row
+    ]
+    return [
+        "| Llama 3 70B, predicted | recipe | tokens/s | published | TTFT p50, ms | ITL p50, ms | from |",
+        "| --- " * 7 + "|",
+        *rows,
+        "",
+        (
+            "622 tokens in, 250 out, 16 streams: predicted, with no GPU asked and nothing fitted to what was published; `docs/planner.md` says where and why it differs. "
+            f"Commit {found['commit']}, {found['time']}."
+        ),
+    ]
+
+
+def _predicted(found: dict[str, Any]) -> list[str]:
+    return [
+        (
+            f"Tokens/s of {found['configurations']} configurations of a 135M and a 1.1B model on this CPU, none of which the fit had seen: predicted within "
+            f"{found['median_percent']:.1f} % of what was measured in the median, {found['worst_percent']:.1f} % at worst. "
+            f"Commit {found['commit']}, {found['time']}, {found['machine']}."
+        )
+    ]
+
+
+def _fit(found: dict[str, Any]) -> list[str]:
+    engines = " and ".join(dict.fromkeys(row["engine"] for row in found["rows"]))
+    return [
+        (
+            f"The memory of {len(found['rows'])} servers ({engines}): estimated within {found['median_percent']:.1f} % of their peak in the median, "
+            f"{found['worst_percent']:.1f} % at worst. Commit {found['commit']}, {found['time']}."
+        )
+    ]
+
+
+def _times(plans: dict[str, Any], simulated: dict[str, Any]) -> str:
+    each = " and ".join(
+        f"{row['seconds']:.1f} s for {row['pairs']} pairs of instance and recipe on {row['instances']} instances"
+        for row in plans["plans"].values()
+    )
+    return (
+        f"A plan takes {each}, with sources asked before; a core simulates {simulated['lowest'] / 1e6:.1f} million requests a minute. "
+        f"Commit {plans['commit']}, {plans['time']}."
+    )

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import Guessing, Layout, PlannedLoad, Prediction
@@ -77,7 +78,7 @@ def main() -> int:
     print(
         f"{'':18} {'instance':17} {'tokens/s':>8} {'1/ITL x n':>9} {'published':>9} {'off':>6} {'TTFT p50':>9} {'ITL p50':>8} {'$/1M':>7}  from"
     )
-    document = []
+    document: list[dict[str, Any]] = []
     for row, one in found:
         if not isinstance(one, Prediction):
             print(f"{row.what:18} {row.instance:17} {one.why}")

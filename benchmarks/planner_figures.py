@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+BENCHMARKS = ("headline", "predicted", "fit", "plan_time", "simulate", "roofline")
+"""What `make planner` runs."""
+
 
 def lines(results: Path) -> list[str]:
     """Return what was measured of the planner, in Markdown; nothing of what wasn't."""
@@ -44,8 +47,9 @@ def _headline(found: dict[str, Any]) -> list[str]:
 def _predicted(found: dict[str, Any]) -> list[str]:
     return [
         (
-            f"Tokens/s of {found['configurations']} configurations of a 135M and a 1.1B model on this CPU, none of which the fit had seen: predicted within "
-            f"{found['median_percent']:.1f} % of what was measured in the median, {found['worst_percent']:.1f} % at worst. "
+            f"Tokens/s that the planner predicts of this machine's CPU are off by {found['median_error_percent']:.1f} % in the median and "
+            f"{found['worst_error_percent']:.1f} % at worst, over {found['configurations']} configurations of a 135M and a 1.1B model that its fit "
+            f"never saw; measured twice, they differ by {found['median_noise_percent']:.1f} % themselves. "
             f"Commit {found['commit']}, {found['time']}, {found['machine']}."
         )
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import peer_figures
+import planner_figures
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -30,12 +31,9 @@ JOBS = {
     "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
     "through": [str(HERE / "through.py")],
     "native": [str(HERE / "native.py")],
-    "predicted": [str(HERE / "predicted.py")],
-    "simulate": [str(HERE / "simulate.py")],
-    "plan_time": [str(HERE / "plan_time.py")],
-}
-ON_REQUEST = {"agreement", "native", "peers", "plan_time", "through"}
-"""These need environments of their own: see the Makefile."""
+} | {name: [str(HERE / f"{name}.py")] for name in planner_figures.BENCHMARKS}
+ON_REQUEST = {"agreement", "native", "peers", "through", *planner_figures.BENCHMARKS}
+"""These need environments of their own, or take long: see the Makefile."""
 
 
 def main() -> int:
@@ -131,7 +129,7 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
         ),
     ]
-    return "\n".join(lines + _speculation() + _peers() + _through() + _predicted())
+    return "\n".join(lines + _speculation() + _peers() + _through() + planner_figures.lines(RESULTS))
 
 
 def _speculation() -> list[str]:
@@ -197,23 +195,6 @@ def _through() -> list[str]:
         (
             f"Through us an engine gives, of what its own server gives with the same arguments: {'; '.join(said)}. "
             f"{found['rounds']} interleaved rounds. Commit {found['commit']}, {found['time']}."
-        ),
-    ]
-
-
-def _predicted() -> list[str]:
-    """Return how far the planner's predictions of this machine are off; nothing before it was measured."""
-    file = RESULTS / "predicted.json"
-    if not file.is_file():
-        return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return [
-        "",
-        (
-            f"Tokens/s that the planner predicts of this machine are off by {found['median_error_percent']:.1f} % in the median and "
-            f"{found['worst_error_percent']:.1f} % at worst, over {found['configurations']} configurations of a 135M and a 1.1B model that its fit "
-            f"never saw; measured twice, they differ by {found['median_noise_percent']:.1f} % themselves. "
-            f"Commit {found['commit']}, {found['time']}."
         ),
     ]
 

@@ -31,9 +31,9 @@ RECIPES: dict[str, list[list[dict[str, Any]]]] = {
     "openvino": [[], [{"name": "int8"}], [{"name": "int4"}]],
     "llamacpp": [[], [{"name": "k-quant", "type": "q8_0"}], [{"name": "k-quant", "type": "q4_k_m"}]],
 }
-LOADS = (Load(1, 416), Load(8, 416))
+LOADS = (Load(1, 272), Load(8, 272))
 """Streams, and tokens of a prompt with its answer."""
-ANSWER = 32
+ANSWER = 16
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     for engine in parser.parse_args().engines.split(","):
         try:
             for stack in RECIPES[engine]:
-                rows += [compare(engine, stack, load) for load in LOADS]
+                rows += compare(engine, stack)
         except QuicksilverError as error:
             left_out[engine] = str(error)
             print(f"{engine} is left out: {error}", file=sys.stderr)
@@ -55,35 +55,43 @@ def main() -> int:
     return 0
 
 
-def compare(engine: str, stack: Sequence[dict[str, Any]], load: Load) -> dict[str, Any]:
-    """Serve a recipe under a load, and return the fit's lines beside the peak memory, MB."""
-    driven, techniques = engines.find(engine), [make(technique) for technique in stack]
+def compare(engine: str, stack: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Serve a recipe under each load, and return the fit's lines beside the peak memory, MB."""
+    driven, techniques, model = engines.find(engine), [make(technique) for technique in stack], resolve(MODEL)
     recipe = Recipe(MODEL, techniques, engine=engine)
-    artifact = build(recipe)
-    settings = recipe.effective_settings()
-    with driven.serve(artifact.path, settings) as endpoint:
-        ask(endpoint, 1, seed=0)
+    artifact, settings = build(recipe), recipe.effective_settings()
     # The first start may compile and keep a graph, which takes more memory for a moment: measured is what a server takes from then on.
     with driven.serve(artifact.path, settings) as endpoint:
-        with ThreadPoolExecutor(load.streams) as pool:
-            list(pool.map(lambda seed: ask(endpoint, load.context - ANSWER, seed), range(load.streams)))
-        measured = endpoint.peak_memory_mb()
-    if measured is None:
-        raise QuicksilverError(f"The memory of {engine}'s server isn't known.")
-    model = resolve(MODEL)
-    found = fit(model.facts, techniques, settings, load, engine=driven, as_is=as_is_mb(model, driven))
-    row = {
-        "engine": engine,
-        "recipe": recipe.label,
-        "streams": load.streams,
-        "tokens": load.context,
-        "predicted_mb": round(found.total, 1),
-        "measured_mb": round(measured, 1),
-        "error_percent": round(100 * (found.total / measured - 1), 2),
-        "lines": {"weights": found.weights, "kv_cache": found.kv_cache, "activations": found.activations, "runtime": found.runtime},
-    }  # fmt: skip
-    print(json.dumps(row), file=sys.stderr)
-    return row
+        ask(endpoint, 1, seed=0)
+    rows = []
+    for load in LOADS:
+        with driven.serve(artifact.path, settings) as endpoint, ThreadPoolExecutor(load.streams) as pool:
+            tokens = load.context - ANSWER
+            list(pool.map(lambda seed, at=endpoint, count=tokens: ask(at, count, seed), range(load.streams)))
+            measured = endpoint.peak_memory_mb()
+        if measured is None:
+            raise QuicksilverError(f"The memory of {engine}'s server isn't known.")
+        found = fit(model.facts, techniques, settings, load, engine=driven, as_is=as_is_mb(model, driven))
+        lines = {
+            "weights": found.weights,
+            "kv_cache": found.kv_cache,
+            "activations": found.activations,
+            "runtime": found.runtime,
+        }
+        rows.append(
+            {
+                "engine": engine,
+                "recipe": recipe.label,
+                "streams": load.streams,
+                "tokens": load.context,
+                "predicted_mb": round(found.total, 1),
+                "measured_mb": round(measured, 1),
+                "error_percent": round(100 * (found.total / measured - 1), 2),
+                "lines": {name: round(mb, 1) for name, mb in lines.items()},
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
 
 
 def ask(endpoint: Endpoint, tokens: int, seed: int) -> None:

@@ -75,6 +75,9 @@ class LlamaCpp(Engine):
 
         return arguments.context_tokens(settings, facts, detect().cores)
 
+    def step_mb(self, facts: ModelFacts, tokens: int, rows: int, *, rounded: bool) -> float:
+        return super().step_mb(facts, min(tokens, arguments.UBATCH), rows, rounded=rounded)
+
     def apply(self, technique: Technique, step: Step) -> None:
         from quicksilver.engines.llamacpp import files
 

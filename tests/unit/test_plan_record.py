@@ -19,7 +19,8 @@ from quicksilver.cli import run
 from quicksilver.errors import BadInputError
 from quicksilver.nouns.pairing import Measured, Pairing
 from quicksilver.nouns.prediction import Layout, PlannedLoad, Prediction
-from quicksilver.planner import record, reports
+from quicksilver.nouns.steps import StepSet
+from quicksilver.planner import fitted, record, reports
 from quicksilver.sources.home import HOME_VARIABLE
 from quicksilver.testing.machine import made_up_prediction
 
@@ -275,3 +276,27 @@ def test_what_was_predicted_of_this_machine_is_paired_when_it_is_measured_here()
 )
 def test_a_layout_is_told_from_a_label_or_it_is_not(label: str, weights: str) -> None:
     assert reports.weights_of(reports.techniques_of(label)) == weights
+
+
+def test_a_plan_of_this_machine_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quicksilver.planner import steps
+    from quicksilver.planner.asked import asked
+    from quicksilver.planner.plan import Question, plan
+    from quicksilver.testing.machine import made_up_steps
+
+    monkeypatch.setattr(fitted, "of_one_machine", _all)
+    for one in made_up_steps():
+        steps.keep(one)
+    load = PlannedLoad(input_tokens=300, output_tokens=20, streams=4)
+    found = plan("smollm2-135m-instruct", Question(asked("300x20"), load), instances=["local"])
+    wanted = {option.prediction.layout.weights: option.prediction for option in found.options}
+    assert {option.prediction.basis for option in found.options} == {"fitted"}
+    seen = measured(weights="int8", streams=4, input_tokens=300, output_tokens=20, tokens_per_s=50)
+    met = record.meet(seen)
+    assert met is not None and met.prediction == wanted["int8"]
+    again = plan("smollm2-135m-instruct", Question(asked("300x20"), load), instances=["local"])
+    assert again.options[0].prediction.error_percent == pytest.approx(met.error_percent)
+
+
+def _all(sets: list[StepSet], *, here: bool) -> list[StepSet]:
+    return list(sets)

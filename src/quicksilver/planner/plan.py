@@ -69,6 +69,7 @@ def plan(
         raise BadInputError("No layout of this model on these instances fits the words of --recipes; leave some out.")
     made.sort(key=lambda one: _order(one[0]))
     options = front([option for option, _ in made])
+    record.expect(option.prediction for option in options)
     stands = [found for _, found in made]
     sized = _fleets(model, facts, question, stands, tell or _silent) if question.fleet is not None else []
     cheapest = _cheapest(options)

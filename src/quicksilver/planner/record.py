@@ -5,6 +5,7 @@ Kept in `predictions.sqlite` in the project's home. SQLite's journal leaves it w
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +16,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from quicksilver.errors import BadInputError
+from quicksilver.errors import BadInputError, QuicksilverError
 from quicksilver.nouns.pairing import Measured, Pairing, RunningError, configuration
 from quicksilver.nouns.prediction import Prediction
 from quicksilver.sources.home import HOME_VARIABLE, home, writable, writing
 from quicksilver.sources.instances import LOCAL
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 WAIT_S = 30
@@ -148,11 +151,17 @@ def keep(prediction: Prediction, measured: Measured, *, same_model: bool = False
 
 
 def expect(predictions: Iterable[Prediction]) -> None:
-    """Remember what was predicted of this machine, so that `meet` pairs it when it is measured here; the last one counts."""
+    """Remember what was predicted of this machine, so that `meet` pairs it when it is measured here; the last one counts.
+
+    Where the record can't be written a line in the log says so: the predictions are what was asked for.
+    """
     rows = [(configuration(each), _now(), each.model_dump_json()) for each in predictions if each.instance == LOCAL]
-    if rows:
-        with _open() as base:
-            base.executemany("insert or replace into expected values (?, ?, ?)", rows)
+    try:
+        if rows:
+            with _open() as base:
+                base.executemany("insert or replace into expected values (?, ?, ?)", rows)
+    except QuicksilverError as error:
+        log.warning("What is predicted of this machine isn't remembered: %s", error)
 
 
 def meet(measured: Measured) -> Pairing | None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -69,11 +70,20 @@ def kept() -> list[StepSet]:
     """Return all sets that are kept, the oldest first; one that can't be read is logged and left out."""
     found = []
     for file in sorted(folder().glob("*.json")):
-        try:
-            found.append(StepSet.model_validate_json(file.read_bytes()))
-        except (ValidationError, OSError) as error:
-            log.warning("%s holds no measured steps and isn't used: %s", file, str(error).splitlines()[0])
+        status = file.stat()
+        one = _read(file, status.st_mtime_ns, status.st_ino)
+        found += [] if one is None else [one]
     return sorted(found, key=lambda one: one.date)
+
+
+@lru_cache(maxsize=256)  # a plan of the whole catalogue asks hundreds of times
+def _read(file: Path, changed_ns: int, inode: int) -> StepSet | None:  # noqa: ARG001  they tell its versions apart
+    """Read a file as it was at that time, with that number; each replacement has another number."""
+    try:
+        return StepSet.model_validate_json(file.read_bytes())
+    except (ValidationError, OSError) as error:
+        log.warning("%s holds no measured steps and isn't used: %s", file, str(error).splitlines()[0])
+        return None
 
 
 def technique(weights: Precision, facts: ModelFacts) -> tuple[Technique, ...]:

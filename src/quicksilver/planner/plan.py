@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -106,17 +107,22 @@ def _options(
     pairs = [(instance, layout) for instance in chosen for layout in _layouts(facts, instance, question)]
     options: list[tuple[Option, Stand]] = []
     refused: list[Refused] = []
-    for number, (instance, layout) in enumerate(pairs):
-        tell("predict", instance.name, number, len(pairs))
-        found = stand(facts, instance, layout, question.load, name=model)
-        if isinstance(found, Refused):
-            refused.append(found)
-            continue
-        simulated = run(found, question.load, question.asked, question.seed)
-        held = hold(question.slo, simulated)
-        made = prediction(found, question.load, simulated, name=model, payment=question.payment, errors=known)
-        meets = all(one.holds for one in held) if question.slo is not None else None
-        options.append((Option(prediction=made, held=held, meets=meets), found))
+    # Another process answers for step times: while it does, what it has said is simulated.
+    ahead = ThreadPoolExecutor(1)
+    try:
+        stands = ahead.map(lambda pair: stand(facts, pair[0], pair[1], question.load, name=model), pairs)
+        for number, ((instance, _), found) in enumerate(zip(pairs, stands, strict=True)):
+            tell("predict", instance.name, number, len(pairs))
+            if isinstance(found, Refused):
+                refused.append(found)
+                continue
+            simulated = run(found, question.load, question.asked, question.seed)
+            held = hold(question.slo, simulated)
+            made = prediction(found, question.load, simulated, name=model, payment=question.payment, errors=known)
+            meets = all(one.holds for one in held) if question.slo is not None else None
+            options.append((Option(prediction=made, held=held, meets=meets), found))
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
     return options, refused
 
 

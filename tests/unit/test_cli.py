@@ -191,7 +191,7 @@ def test_ctrl_c_elsewhere_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quicksilver.hardware.detect", interrupt)
+    monkeypatch.setattr("quicksilver.machine.kept", interrupt)
     assert run(["hardware"]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
 

@@ -66,11 +66,11 @@ def _fit(found: dict[str, Any]) -> list[str]:
 
 
 def _times(plans: dict[str, Any], simulated: dict[str, Any]) -> str:
-    each = " and ".join(
+    each = " and then ".join(
         f"{row['seconds']:.1f} s for {row['pairs']} pairs of instance and recipe on {row['instances']} instances"
         for row in plans["plans"].values()
     )
     return (
-        f"A plan takes {each}, with sources asked before; a core simulates {simulated['lowest'] / 1e6:.1f} million requests a minute. "
+        f"A plan, with nothing of it asked before, takes {each}; a core simulates {simulated['lowest'] / 1e6:.1f} million requests a minute. "
         f"Commit {plans['commit']}, {plans['time']}."
     )

@@ -12,7 +12,7 @@ from quicksilver.errors import BadInputError
 from quicksilver.nouns.instance import Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.plan import Curve, CurvePoint, Fleet, Option, Plan, SourceError
-from quicksilver.nouns.prediction import Guessing, Layout, PlannedLoad, Refused, Times
+from quicksilver.nouns.prediction import Basis, Guessing, Layout, PlannedLoad, Refused, Times
 from quicksilver.nouns.slo import Slo
 from quicksilver.planner import fleet as fleets
 from quicksilver.planner import models, recipes, record
@@ -30,6 +30,11 @@ MOST_FLEETS = 8
 SIZED = 2
 """Layouts of one instance that are tried as a fleet besides its best one."""
 MOST_CURVES = 7
+_BASES: dict[Basis, str] = {
+    "operators": "from measured operators",
+    "roofline": "by a roofline",
+    "fitted": "from steps timed on this machine",
+}
 CURVE_STREAMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -246,7 +251,9 @@ def _verdict(
         best = options[cheapest]
         made = best.prediction
         price = made.cost.measured if made.cost is not None else 0.0
-        words = f"{best.label}: ${price:.2f} per 1M output tokens, {made.tokens_per_s:,.0f} tokens/s"
+        words = (
+            f"{best.label}: ${price:.2f} per 1M output tokens, {made.tokens_per_s:,.0f} tokens/s, {_BASES[made.basis]}"
+        )
         return f"The cheapest that meets {slo} is {words}." if slo else f"The cheapest, without an SLO, is {words}."
     meeting = [option for option in options if option.meets is not False]
     if meeting:

@@ -142,6 +142,15 @@ def test_without_an_slo_the_cheapest_is_named_as_that() -> None:
     assert all(option.meets is None for option in found.options)
 
 
+def test_measured_acceptance_goes_before_what_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Guessing(tokens=5, accepted=3.0, origin="measured here")
+    monkeypatch.setattr("quicksilver.planner.acceptance.measured", lambda _: known)
+    found = plans.made("mid.4", slo=None)
+    lookups = {g for o in found.options if (g := o.prediction.layout.guessing) is not None and not g.draft_parameters}
+    assert lookups == {known}
+    assert "Acceptance of guesses: measured here." in found.remarks
+
+
 def test_prices_that_are_missing_or_old_are_warned_of(world: pytest.MonkeyPatch) -> None:
     found = planner.plan("m", plans.question(), instances=["odd.2", "small.1"], today=date(2028, 1, 1))
     assert any("No on-demand price is known for odd.2" in line for line in found.warnings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 from quicksilver.errors import BadInputError
@@ -14,8 +14,8 @@ from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.plan import Curve, CurvePoint, Fleet, Option, Plan, SourceError
 from quicksilver.nouns.prediction import Basis, Guessing, Layout, PlannedLoad, Refused, Times
 from quicksilver.nouns.slo import Slo
+from quicksilver.planner import acceptance, models, recipes, record
 from quicksilver.planner import fleet as fleets
-from quicksilver.planner import models, recipes, record
 from quicksilver.planner.asked import Asked
 from quicksilver.planner.fleet import Wanted
 from quicksilver.planner.layouts import layouts
@@ -50,6 +50,8 @@ class Question:
     guessing: Guessing | None = None
     fleet: Wanted | None = None
     seed: int = 0
+    measured: Guessing | None = None
+    """Prompt lookup as it was measured for the model, instead of what is stated; `plan` looks for it."""
 
 
 def plan(
@@ -68,6 +70,7 @@ def plan(
         raise BadInputError("A plan can't be held to a limit on errors: nothing fails in a simulation; leave it out.")
     chosen = [catalogue.find(name) for name in dict.fromkeys(instances)] or list(catalogue.instances().values())
     facts = models.facts(model)
+    question = replace(question, measured=question.measured or acceptance.measured(facts))
     prepare(chosen)
     known = record.errors()
     made, refused = _options(model, facts, chosen, question, known=known, tell=tell or _silent)
@@ -146,7 +149,8 @@ def front(options: Sequence[Option]) -> list[Option]:
 
 
 def _layouts(facts: ModelFacts, instance: Instance, question: Question) -> list[Layout]:
-    return recipes.chosen(recipes.guessed(layouts(facts, instance), question.guessing), question.recipes)
+    known = acceptance.put(layouts(facts, instance), question.measured)
+    return recipes.chosen(recipes.guessed(known, question.guessing), question.recipes)
 
 
 def _by_instance(stands: Sequence[Stand]) -> dict[str, list[Stand]]:
@@ -300,7 +304,8 @@ def _remarks(options: Sequence[Option], question: Question) -> list[str]:
         found.append("What quantising costs in quality isn't predicted: measure it with `quicksilver optimize`.")
     origins = dict.fromkeys(g.origin for o in options if (g := o.prediction.layout.guessing) is not None)
     found += [
-        f"Acceptance of guesses: {origin}; it depends on the draft and on what is asked, so measure yours."
+        f"Acceptance of guesses: {origin}"
+        + ("; it depends on the draft and on what is asked, so measure yours." if origin.startswith("stated") else ".")
         for origin in origins
     ]
     if question.fleet is not None:

@@ -75,3 +75,11 @@ def fake_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, str(folder / "home"))
         return api.build(recipe).path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_width() -> Iterator[None]:
+    """Tables have the width of a pipe, and not that of whoever started the tests (pytest-xdist sets one)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield

@@ -24,6 +24,7 @@ from quicksilver.engines.openvino.lookup import Guess
 from quicksilver.engines.openvino.paged import PagedDecoder
 from quicksilver.engines.openvino.sampling import Choice
 from quicksilver.errors import EngineError
+from quicksilver.hardware import instructions
 from quicksilver.nouns import Request, Settings, SpeculationTable
 from quicksilver.nouns.speculation import FILE
 from quicksilver.testing.engine_contract import until
@@ -149,6 +150,8 @@ def test_a_token_has_the_logprob_that_it_has_in_a_prompt(artifact: Path, fields:
 
 @pytest.mark.parametrize("precision", ["f16", "bf16", "u8", "u4"])
 def test_a_rounded_cache_holds_the_same_prompt_however_it_is_read(artifact: Path, precision: str) -> None:
+    if precision == "bf16" and not {"AVX-512", "AMX BF16", "NEON"} & set(instructions()):
+        pytest.skip("OpenVINO reads no cache in bf16 on this processor")
     scores = []
     for batched in (2048, 32):
         with opened(artifact, kv_precision=precision, properties={}, max_batched_tokens=batched) as decoder:

@@ -12,6 +12,7 @@ import pytest
 from quicksilver import engines
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
+from quicksilver.hardware import instructions
 from quicksilver.nouns import Artifact, Recipe, Settings
 from quicksilver.sources import models
 from quicksilver.sources.home import HOME_VARIABLE
@@ -101,8 +102,9 @@ def test_as_is_and_int8_are_served(folder: Path) -> None:
     exact = build(folder, {"name": "as-is", "precision": "fp32"}, properties=EXACT)
     reference = scored(exact)
     assert statistics.correlation(scored(plain), reference) > 0.9999
-    # A mixture's router makes more of rounding: Mixtral has 0.984 on a processor with AVX2 only, and above 0.99 with AVX-512.
-    assert statistics.correlation(scored(rounded), reference) > 0.98
+    # A mixture's router makes more of rounding, and without AVX-512 the engine rounds in another way: there it comes to 0.984.
+    other = folder.name == "mixtral" and "AVX-512" not in instructions()
+    assert statistics.correlation(scored(rounded), reference) > (0.98 if other else 0.99)
     assert (rounded.path / "openvino_model.bin").stat().st_size < 0.6 * (
         plain.path / "openvino_model.bin"
     ).stat().st_size

@@ -157,8 +157,7 @@ def test_a_search_over_engines_that_was_killed_goes_on(model: Path, workload: Pa
     found = optimize(model, workload, runs, "steady,swift", recipes=recipes(model, "steady", "swift"))
     assert found.folder == folder
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    # Which of the two is ahead is another test's: on a busy machine either may be.
-    assert found.result.best in {"steady: int8", "swift: int8"}
+    assert found.result.best == "steady: int8"
     # Other engines are another search.
     again = optimize(model, workload, runs, "steady", recipes=recipes(model, "steady"))
     assert again.folder != folder

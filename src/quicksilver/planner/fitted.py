@@ -12,8 +12,9 @@ The time of a step that computes T tokens of S sequences, R of them with logits,
 
 The last line is a roofline with kinks: r is the time to read a weight, s_k what a further token costs it, for each precision
 of weights. Every coefficient is at least zero, and all models and precisions share those of the first six lines. Everything
-but c0 and c1 falls with the number of threads. Least squares of relative errors, with outliers weighted down (Huber). There
-is no constant for a step: with one beside c0, two models couldn't tell overhead from reading weights.
+but c0 and c1 falls with the number of threads. Least squares of relative errors, with outliers weighted down (Huber), and with
+slopes that are held weakly to their neighbours': between two knots there may be a single step, and something interfered with it.
+There is no constant for a step: with one beside c0, two models couldn't tell overhead from reading weights.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ EACH = 1 + len(KNOTS)
 MEMORY, COMPUTE = (4,), (2, 3, 5)
 HUBER = 0.08
 """Relative error from which a step counts less: more than what the model leaves, less than what interferes."""
+SMOOTH = 0.5
+"""What it costs if a slope differs from the next by their mean, in relative errors of a step; decision 25 has the figures."""
+BENT = 1
+"""The first slope that is held to the next: from one token to two the time is that of reading weights, whatever follows."""
 ROUNDS = 8
 GRAIN = 8
 """Steps with guesses are padded to a multiple of so many tokens (engines/openvino/lookup.py)."""
@@ -146,10 +151,13 @@ def _fit(sets: tuple[StepSet, ...]) -> Fit:
     # Columns of one size: the solver's tolerance is one for all.
     size = np.maximum(np.linalg.norm(relative, axis=0), 1e-12)
     trust = np.ones(len(rows))
+    smooth = np.zeros((0, len(size)))
     for _ in range(ROUNDS):
-        found, _ = nnls(relative / size * trust[:, None], trust)
+        wanted = np.concatenate([trust, np.zeros(len(smooth))])
+        found, _ = nnls(np.vstack([relative * trust[:, None], smooth]) / size, wanted)
         away = np.abs(relative / size @ found - 1)
         trust = np.sqrt(np.minimum(1.0, HUBER / np.maximum(away, 1e-9)))
+        smooth = _smoothness(found / size, len(weights))
     (machine, engine), cores = places.pop(), max(one.cores for one in sets)
     return Fit(
         machine=machine,
@@ -162,6 +170,20 @@ def _fit(sets: tuple[StepSet, ...]) -> Fit:
         date=max(one.date for one in sets)[:10],
         error_percent=float(100 * np.median(away)),
     )
+
+
+def _smoothness(coefficients: Floats, precisions: int) -> Floats:
+    """Return rows that are zero where each slope is as the next: (precisions · (slopes - 1 - BENT), coefficients)."""
+    rows = []
+    for number in range(precisions):
+        first = SHARED + number * EACH + 1
+        mean = coefficients[first + BENT : first + len(KNOTS)].mean()
+        for place in range(first + BENT, first + len(KNOTS) - 1):
+            row = np.zeros(len(coefficients))
+            if mean > 0:
+                row[place], row[place + 1] = SMOOTH / mean, -SMOOTH / mean
+            rows.append(row)
+    return np.array(rows)
 
 
 def document(found: Fit) -> dict[str, Any]:

@@ -104,6 +104,28 @@ def test_through_a_host_devices_share_what_a_ring_has_for_each() -> None:
     assert reduces(A10G, 1) == 0
 
 
+def test_a_pipelines_stages_send_activations_once_each() -> None:
+    facts = models.facts("llama-3.1-8b")
+
+    def ms(tensor: int, stages: int, tokens: int) -> float:
+        return roofline.step_ms(
+            facts,
+            A10G,
+            weights="bf16",
+            cache="bf16",
+            tensor_parallel=tensor,
+            pipeline_parallel=stages,
+            tokens=tokens,
+            cached_tokens=0,
+        )
+
+    sent = 1000 * 1000 * facts.hidden_size * 2 / (A10G.link_gb_s * 1e9 * roofline.REACHED.host)
+    assert ms(1, 4, 1000) - ms(1, 1, 1000) == pytest.approx(3 * (sent + roofline.REACHED.host_us / 1e3))
+    # Four batches of prompts are under way at once, and no all-reduce goes through the host.
+    assert ms(1, 4, 2000) / 4 < ms(4, 1, 2000) / 2
+    assert ms(1, 4, 1) > ms(4, 1, 1)
+
+
 def test_times_are_labelled_and_a_precision_that_the_chip_lacks_is_refused() -> None:
     facts = models.facts("llama-3.1-8b")
     times = roofline.step_times(facts, A10G, weights="int4", cache="bf16", tensor_parallel=1, why="nobody measured it")

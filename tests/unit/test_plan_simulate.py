@@ -86,17 +86,20 @@ def naive(
             while copy["wait"] and len(copy["run"]) < server.slots:
                 copy["run"].append(copy["wait"].pop(0))
             reading, decoding = [s for s in copy["run"] if s[1] > 0], [s for s in copy["run"] if s[1] == 0]
-            room = server.step_tokens
+            room = server.step_tokens * server.stages
             for stream in reading:
                 stream[4] = min(stream[1], room)
                 room -= int(stream[4])
             copy["busy"] = [s for s in reading if s[4] > 0] + decoding
             if reading:
-                tokens = server.step_tokens - room
-                until[place] = now + interpolate.prefill(server.times).at(len(decoding)).piece(tokens)[0]
+                total, longest = server.step_tokens * server.stages - room, max(int(s[4]) for s in reading)
+                tokens = max(min(longest, server.step_tokens), math.ceil(total / server.stages))
+                batch = math.ceil(len(decoding) / server.stages)
+                until[place] = now + interpolate.prefill(server.times).at(batch).piece(tokens)[0]
             elif decoding:
                 context = sum(s[3] for s in decoding) / len(decoding)
-                until[place] = now + interpolate.decode(server.times).at(len(decoding)).piece(context)[0]
+                batch = math.ceil(len(decoding) / server.stages)
+                until[place] = now + interpolate.decode(server.times).at(batch).piece(context)[0]
             else:
                 until[place] = math.inf
     return arrival, first, end
@@ -111,14 +114,15 @@ def naive(
     step_tokens=st.integers(3, 40),
     gain=st.sampled_from([1.0, 1.7, 3.0]),
     gap_ms=st.sampled_from([3.0, 60.0, 400.0]),
+    stages=st.integers(1, 3),
 )
 def test_an_open_loop_is_as_step_by_step(
-    *, seed: int, count: int, replicas: int, slots: int, step_tokens: int, gain: float, gap_ms: float
+    *, seed: int, count: int, replicas: int, slots: int, step_tokens: int, gain: float, gap_ms: float, stages: int
 ) -> None:
     draw = random.Random(seed)
     lengths = [(draw.randint(1, 30), draw.randint(1, 25)) for _ in range(count)]
     times = sorted(draw.uniform(0, gap_ms * count) for _ in range(count))
-    server = Server(uneven(seed), replicas, slots, step_tokens, gain)
+    server = Server(uneven(seed), replicas, slots, step_tokens, gain, stages)
     arrival, first, end = naive(server, lengths, times)
     found = open_loop(server, lengths, [t / 1000 for t in times], warm_up=0)
     assert found.arrival * 1000 == pytest.approx(arrival)
@@ -134,13 +138,14 @@ def test_an_open_loop_is_as_step_by_step(
     step_tokens=st.integers(3, 40),
     gain=st.sampled_from([1.0, 1.7, 3.0]),
     spread=st.booleans(),
+    stages=st.integers(1, 3),
 )
 def test_a_closed_loop_is_as_step_by_step(
-    *, seed: int, streams: int, slots: int, step_tokens: int, gain: float, spread: bool
+    *, seed: int, streams: int, slots: int, step_tokens: int, gain: float, spread: bool, stages: int
 ) -> None:
     draw = random.Random(seed)
     lengths = [(draw.randint(1, 30), draw.randint(1, 25)) for _ in range(4 * streams + draw.randint(0, 5))]
-    server = Server(uneven(seed), 1, slots, step_tokens, gain)
+    server = Server(uneven(seed), 1, slots, step_tokens, gain, stages)
     found = closed_loop(server, lengths, streams, spread=spread)
     begun = sorted(found.arrival * 1000)[:streams] if spread else [0.0] * streams
     arrival, first, end = naive(server, lengths, begun if spread else [0.0] * streams, closed=True)
@@ -251,6 +256,34 @@ def test_throughput_falls_off_where_slots_run_out() -> None:
     rates = [closed_loop(Server(FLAT, slots=slots), lengths, 64).tokens_per_s for slots in (8, 32, 64)]
     assert rates[0] < rates[1] < rates[2]
     assert rates[0] == pytest.approx(8 / 0.010, rel=0.35)
+
+
+def test_a_pipeline_is_as_quick_for_one_and_serves_as_many_batches_as_it_has_stages() -> None:
+    alone = closed_loop(Server(linear(), stages=4), [(300, 60)] * 8, 1)
+    assert alone.end[0] == pytest.approx(closed_loop(Server(linear()), [(300, 60)] * 8, 1).end[0])
+    # Short prompts and long answers: four batches of eight take turns, and each step is one of eight streams.
+    lengths = [(1, 400)] * 256
+    one = closed_loop(Server(linear()), lengths[:64], 8).tokens_per_s
+    assert closed_loop(Server(linear(), stages=4), lengths, 32).tokens_per_s == pytest.approx(4 * one, rel=0.15)
+
+
+def test_in_a_pipeline_all_batches_wait_for_one_with_a_prompt() -> None:
+    quick = step_times(
+        lambda streams, context: 10.0,
+        lambda prompt, beside: 10.0 if prompt <= 100 else 200.0,
+        prompts=(1, 100, 101, 8192),
+    )
+    lengths, times = [(10, 30), (2000, 1)], [0.0, 0.1]
+    for stages in (1, 4):
+        found = open_loop(Server(quick, stages=stages), lengths, times, warm_up=0)
+        assert found.end[0] == pytest.approx(0.300 + 0.200 - 0.010, abs=0.011)
+
+
+def test_a_long_prompt_goes_through_a_pipeline_in_pieces_and_short_ones_side_by_side() -> None:
+    times = linear(step_ms=0.001, stream_ms=0, token_ms=0, prompt_ms=1.0)
+    for lengths in ([(400, 1)], [(100, 1)] * 4):
+        found = open_loop(Server(times, stages=4, step_tokens=100), lengths, [0.0] * len(lengths), warm_up=0)
+        assert found.end.max() == pytest.approx(0.1, rel=0.01)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -217,8 +217,8 @@ def test_what_cant_be_said_is_refused(answers: Any) -> None:
     facts = models.facts("llama-3.1-70b")
     with pytest.raises(BadInputError, match=r"over 16 accelerators can't run on made\.up, which has 8"):
         step_times.step_times(facts, instance(H100), Layout(tensor_parallel=16))
-    with pytest.raises(BadInputError, match="no pipeline of several stages"):
-        step_times.step_times(facts, instance(A10G), Layout(tensor_parallel=4, pipeline_parallel=2))
+    with pytest.raises(BadInputError, match="80 layers can't be shared out over 128 stages"):
+        step_times.step_times(facts, instance(A10G, 128), Layout(pipeline_parallel=128))
     with pytest.raises(BadInputError, match="doesn't compute in fp8"):
         step_times.step_times(facts, instance(A10G), Layout(weights="fp8", tensor_parallel=8))
 
@@ -251,6 +251,14 @@ def test_layouts_are_about_twenty_and_only_what_the_chip_has() -> None:
     assert {(one.weights, one.tensor_parallel) for one in layouts(facts, instance(H100))} == {
         ("bf16", 4), ("bf16", 8), ("fp8", 2), ("fp8", 8), ("int4", 1), ("int4", 8),
     }  # fmt: skip
+    # Pipelines only where devices are joined over PCIe: over NVLink all-reduces cost little.
+    assert not any(one.pipeline_parallel > 1 for one in layouts(facts, instance(H100)))
+    apart = A10G.model_copy(update={"link_gb_s": 32.0})
+    staged = [one for one in layouts(facts, instance(apart)) if one.pipeline_parallel > 1]
+    assert {(one.tensor_parallel, one.pipeline_parallel) for one in staged} == {
+        (1, 2), (1, 4), (2, 2), (1, 8), (2, 4),
+    }  # fmt: skip
+    assert all(one.guessing is None and facts.layers % one.pipeline_parallel == 0 for one in staged)
     assert {layout.tensor_parallel for layout in layouts(facts, instance(A10G, 1))} == {1}
     small = layouts(models.facts("smollm2-135m"), instance(H100, 1))
     assert all(layout.guessing is None or layout.guessing.draft_parameters == 0 for layout in small)

@@ -276,8 +276,6 @@ def _remarks(
         )
     if model.experts and weights == "int8":
         remarks.append("experts are taken as FP8 in blocks: they were not measured in W8A8")
-    if parallel[1] > 1:
-        remarks.append("a step goes through all stages; several batches in the pipeline at once are not counted")
     return remarks
 
 

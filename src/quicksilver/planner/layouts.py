@@ -1,4 +1,4 @@
-"""Which layouts are sensible for a model on an instance: precisions that the chip has, tensor parallelism, speculation.
+"""Which layouts are sensible for a model on an instance: precisions that the chip has, tensor and pipeline parallelism, speculation.
 
 About twenty a pair. What they need of memory and time is judged elsewhere; here only what could not run, or never pays, is left out.
 """
@@ -11,6 +11,7 @@ from quicksilver.nouns.instance import Accelerator, Instance
 from quicksilver.nouns.model import ModelFacts
 from quicksilver.nouns.prediction import CachePrecision, Guessing, Layout, Precision
 from quicksilver.planner import models
+from quicksilver.planner.axes import HOST_LINK_GB_S
 from quicksilver.planner.roofline import WEIGHT_BYTES
 
 
@@ -56,12 +57,31 @@ def layouts(facts: ModelFacts, instance: Instance) -> tuple[Layout, ...]:
             for weights in ("bf16", "int8", "int4")
             for guessing in (None, _guessing(PROMPT_LOOKUP, 0))
         )
-    return tuple(
-        Layout(weights=weights, cache=cache, tensor_parallel=parts, guessing=guessing)
-        for weights, cache in _precisions(chip)
-        for parts in _parts(facts, weights, chip, instance.accelerators)
-        for guessing in _guessings(facts)
-    )
+    found: list[Layout] = []
+    for weights, cache in _precisions(chip):
+        degrees = _parts(facts, weights, chip, instance.accelerators)
+        found += [
+            Layout(weights=weights, cache=cache, tensor_parallel=parts, guessing=guessing)
+            for parts in degrees
+            for guessing in _guessings(facts)
+        ]
+        found += [
+            Layout(weights=weights, cache=cache, tensor_parallel=parts, pipeline_parallel=stages)
+            for parts, stages in _pipelines(facts, chip, degrees)
+        ]
+    return tuple(found)
+
+
+def _pipelines(facts: ModelFacts, chip: Accelerator, degrees: list[int]) -> list[tuple[int, int]]:
+    """Tensor parallelism and stages of the pipelines on as many devices, where devices are joined over PCIe alone.
+
+    There all-reduces take longer than computing does. Over links between devices tensor parallelism is quicker for one user and
+    nearly as good for many. Without speculation, whose drafts lie on the last stage while the others wait.
+    """
+    if chip.link_gb_s > HOST_LINK_GB_S:
+        return []
+    shapes = [(parts, devices // parts) for devices in degrees for parts in (1, 2) if devices >= 2 * parts]
+    return [(parts, stages) for parts, stages in shapes if facts.layers % stages == 0]
 
 
 def _parts(facts: ModelFacts, weights: Precision, chip: Accelerator, accelerators: int) -> list[int]:

@@ -124,6 +124,7 @@ def stand(
         # What a step takes at most is also what the source was asked for at most.
         step_tokens=min(batched, times.prompts[-1]),
         tokens_per_step=layout.tokens_per_step,
+        stages=layout.pipeline_parallel,
     )
     remarks = list(times.remarks)
     if slots < wanted and most_streams is None:

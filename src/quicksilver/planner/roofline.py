@@ -59,6 +59,7 @@ def step_ms(
     weights: Precision,
     cache: CachePrecision,
     tensor_parallel: int,
+    pipeline_parallel: int = 1,
     tokens: int,
     cached_tokens: int,
     prompt: int = 0,
@@ -66,6 +67,7 @@ def step_ms(
 ) -> float:
     """Return the milliseconds of one step: `tokens` through the weights, `cached_tokens` of cache read over all streams.
 
+    In a pipeline it is one batch's way through all stages, which send each other the activations.
     `prompt` of the tokens are one prompt, whose attention over itself is computed. Raises BadInputError for a precision that the
     chip doesn't compute in.
     """
@@ -84,7 +86,9 @@ def step_ms(
     kv = model.kv_elements_per_token * CACHE_BYTES[cache] * cached_tokens / bandwidth
     scores = 2 * model.layers * model.heads * model.head_dim * prompt**2 / peak_bf16  # causal: half of 4 n² d
     shared = (matrices + kv * max(1.0, tensor_parallel / model.kv_heads) + scores) / tensor_parallel
-    return shared + model.layers * reached.layer_us / 1e3 + _reduces(model, chip, tensor_parallel, tokens, reached)
+    sent = (pipeline_parallel - 1) * _send_ms(model, chip, tokens, reached)
+    reduced = _reduces(model, chip, tensor_parallel, tokens, reached)
+    return shared + model.layers * reached.layer_us / 1e3 + reduced + sent
 
 
 def step_times(
@@ -94,6 +98,7 @@ def step_times(
     weights: Precision,
     cache: CachePrecision,
     tensor_parallel: int,
+    pipeline_parallel: int = 1,
     queries: int = 1,
     why: str = "",
 ) -> StepTimes:
@@ -107,6 +112,7 @@ def step_times(
                 weights=weights,
                 cache=cache,
                 tensor_parallel=tensor_parallel,
+                pipeline_parallel=pipeline_parallel,
                 tokens=tokens,
                 cached_tokens=cached,
                 prompt=prompt,
@@ -138,6 +144,13 @@ def _touched(model: ModelFacts, active: int, tokens: int) -> float:
     expert = 3 * model.layers * model.intermediate_size * model.hidden_size
     share = 1 - (1 - model.experts_per_token / model.experts) ** tokens
     return active + expert * (model.experts * share - model.experts_per_token)
+
+
+def _send_ms(model: ModelFacts, chip: Accelerator, tokens: int, reached: Reached) -> float:
+    """Return the milliseconds in which one stage's activations, two bytes each, get to the next."""
+    joined = chip.link_gb_s > HOST_LINK_GB_S
+    share, latency_us = (reached.link, reached.reduce_us) if joined else (reached.host, reached.host_us)
+    return tokens * model.hidden_size * 2 / (chip.link_gb_s * 1e6 * share) + latency_us / 1e3
 
 
 def _reduces(model: ModelFacts, chip: Accelerator, tensor_parallel: int, tokens: int, reached: Reached) -> float:

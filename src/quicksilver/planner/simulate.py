@@ -4,6 +4,10 @@ A step gives each stream that decodes its next tokens. While prompts wait to be 
 (chunked prefill, first come, first served), and a prompt's first token comes at the end of the step that reads its last one. Between an
 arrival, a prompt and an end the batch stays as it is, and its contexts grow evenly: so the time of k steps is a sum of an arithmetic
 series, and no step is walked through by itself. docs/decisions/0024-simulation.md weighs this against SimPy.
+
+In a pipeline of stages the streams go in as many batches, one behind the other, and a step is a round of all of them. It takes as
+long as the slowest batch takes through all stages: a batch behind one with a prompt waits at each stage until that has passed.
+Prompts are dealt out evenly over the batches of a round, as they are if they arrive one by one while it goes on.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ class Server:
     """Tokens of prompts that one step takes at most."""
     tokens_per_step: float = 1.0
     """Tokens that a step gives each stream, in the mean: above 1 with speculation."""
+    stages: int = 1
+    """Of the pipeline that each copy is; `times` are of one batch through all of them, and `step_tokens` of one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ def _answer_ms(server: Server, lengths: Sequence[tuple[int, int]], streams: int)
     """Return about how long an answer takes while all streams decode."""
     prompt = sum(prompt for prompt, _ in lengths) / len(lengths)
     answer = sum(answer for _, answer in lengths) / len(lengths)
-    beside = min(server.slots, math.ceil(streams / server.replicas))
+    beside = math.ceil(min(server.slots, math.ceil(streams / server.replicas)) / server.stages)
     step = interpolate.decode(server.times).at(beside).piece(prompt + answer / 2)[0]
     return interpolate.prefill(server.times).at(0).piece(prompt)[0] + answer / server.tokens_per_step * step
 
@@ -165,11 +171,14 @@ class _Run:
     """A simulation under way; its times are ms until the result."""
 
     def __init__(self, server: Server, lengths: Sequence[tuple[int, int]]) -> None:
-        if min(server.replicas, server.slots, server.step_tokens) < 1 or server.tokens_per_step < 1:
-            raise BadInputError("A server has at least one copy of the model, one stream, and a token a step.")
+        if min(server.replicas, server.slots, server.step_tokens, server.stages) < 1 or server.tokens_per_step < 1:
+            raise BadInputError(
+                "A server has at least one copy of the model, one stage, one stream, and a token a step."
+            )
         if any(prompt < 1 or answer < 1 for prompt, answer in lengths):
             raise BadInputError("A request has at least one token of prompt and one of answer.")
         self._slots, self._step_tokens, self._gain = server.slots, server.step_tokens, server.tokens_per_step
+        self._stages = server.stages
         self._decode = interpolate.decode(server.times).at
         self._prefill = interpolate.prefill(server.times).at
         self._prompt = [prompt for prompt, _ in lengths]
@@ -243,20 +252,24 @@ class _Run:
         replica.begun = now
         streams = len(decoding)
         if prefilling:
-            unread, room = self._unread, self._step_tokens
+            unread, most = self._unread, self._step_tokens * self._stages
+            room, longest = most, 0
             while prefilling and room:
                 request = prefilling[0]
                 taken = min(unread[request], room)
                 unread[request] -= taken
                 room -= taken
+                longest = max(longest, taken)
                 if not unread[request]:
                     replica.read.append(prefilling.popleft())
             replica.steps, replica.growth = 1, 0.0
-            replica.base = self._prefill(streams).piece(self._step_tokens - room)[0]
+            # Prompts that came one after another lie in batches of their own.
+            batch = max(min(longest, self._step_tokens), -(-(most - room) // self._stages))
+            replica.base = self._prefill(-(-streams // self._stages)).piece(batch)[0]
             replica.until = now + replica.base
         elif decoding:
             context = replica.held / streams
-            base, slope, end = self._decode(streams).piece(context)
+            base, slope, end = self._decode(-(-streams // self._stages)).piece(context)
             steps = decoding[0][0] - replica.step
             if end - context < steps * self._gain:
                 steps = max(1, math.ceil((end - context) / self._gain))

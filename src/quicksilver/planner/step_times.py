@@ -53,6 +53,8 @@ def step_times(facts: ModelFacts, instance: Instance, layout: Layout, *, name: s
         raise BadInputError(
             f"{name or 'The model'} over {layout.devices} accelerators can't run on {instance.name}, which has {instance.accelerators}."
         )
+    if facts.layers < layout.pipeline_parallel:
+        raise BadInputError(f"{facts.layers} layers can't be shared out over {layout.pipeline_parallel} stages.")
     if facts.heads % layout.tensor_parallel:
         raise BadInputError(
             f"{facts.heads} attention heads can't be shared out evenly over {layout.tensor_parallel} accelerators."
@@ -165,14 +167,13 @@ def _work_out(asked: _Asked) -> StepTimes:
                 f"aiconfigurator has no measured operators for {asked.weights} on {asked.chip.name}, and its estimate is {off:.1f} "
                 "times the roofline's, which is not believed"
             )
-    if asked.pipeline_parallel > 1:
-        raise BadInputError(f"{why[0].upper()}{why[1:]}, and by a roofline no pipeline of several stages is estimated.")
     return roofline.step_times(
         asked.facts,
         asked.chip,
         weights=asked.weights,
         cache=asked.cache,
         tensor_parallel=asked.tensor_parallel,
+        pipeline_parallel=asked.pipeline_parallel,
         queries=asked.queries,
         why=why,
     )
@@ -187,6 +188,7 @@ def _over_roofline(found: StepTimes, asked: _Asked) -> float:
         weights=asked.weights,
         cache=asked.cache,
         tensor_parallel=asked.tensor_parallel,
+        pipeline_parallel=asked.pipeline_parallel,
         tokens=16 * asked.queries,
         cached_tokens=16 * context,
     )

@@ -259,6 +259,15 @@ def test_layouts_are_about_twenty_and_only_what_the_chip_has() -> None:
         (1, 2), (1, 4), (2, 2), (1, 8), (2, 4),
     }  # fmt: skip
     assert all(one.guessing is None and facts.layers % one.pipeline_parallel == 0 for one in staged)
+    eight = [one for one in layouts(models.facts("llama-3.1-8b"), instance(apart)) if one.weights == "int8"]
+    assert {(one.tensor_parallel, one.pipeline_parallel) for one in eight} == {
+        (1, 1),
+        (2, 1),
+        (8, 1),
+        (1, 2),
+        (1, 8),
+        (2, 4),
+    }
     assert {layout.tensor_parallel for layout in layouts(facts, instance(A10G, 1))} == {1}
     small = layouts(models.facts("smollm2-135m"), instance(H100, 1))
     assert all(layout.guessing is None or layout.guessing.draft_parameters == 0 for layout in small)

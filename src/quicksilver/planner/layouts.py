@@ -85,11 +85,15 @@ def _pipelines(facts: ModelFacts, chip: Accelerator, degrees: list[int]) -> list
 
 
 def _parts(facts: ModelFacts, weights: Precision, chip: Accelerator, accelerators: int) -> list[int]:
-    """The smallest tensor parallelism whose devices hold the weights and have room beside them, and all of the machine."""
+    """The smallest tensor parallelism whose devices hold the weights and have room beside them, and all of the machine.
+
+    Over PCIe also two, which is the most that pays for one user there, and no pipeline should stand in for it.
+    """
     could = [n for n in _DEGREES if n <= accelerators and facts.heads % n == 0 and facts.vocab_size % n == 0]
     size_gb = facts.parameters * WEIGHT_BYTES[weights] / 1e9
     holds = [n for n in could if size_gb <= ROOM * chip.memory_gb * n] or could[-1:]
-    return sorted({holds[0], holds[-1]})
+    pair = {2} & set(holds) if chip.link_gb_s <= HOST_LINK_GB_S else set()
+    return sorted({holds[0], *pair, holds[-1]})
 
 
 def _precisions(chip: Accelerator) -> list[tuple[Precision, CachePrecision]]:

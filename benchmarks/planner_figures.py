@@ -45,11 +45,13 @@ def _headline(found: dict[str, Any]) -> list[str]:
 
 
 def _predicted(found: dict[str, Any]) -> list[str]:
+    again = found["steps_again_percent"].values()
     return [
         (
             f"Tokens/s that the planner predicts of this machine's CPU are off by {found['median_error_percent']:.1f} % in the median and "
             f"{found['worst_error_percent']:.1f} % at worst, over {found['configurations']} configurations of a 135M and a 1.1B model that its fit "
-            f"never saw; measured twice, they differ by {found['median_noise_percent']:.1f} % themselves. "
+            f"never saw, each predicted before it was measured. Measured twice, they differ by {found['median_noise_percent']:.1f} % themselves; steps that were timed again "
+            f"at the end took {min(again):+.0f} to {max(again):+.0f} %. "
             f"Commit {found['commit']}, {found['time']}, {found['machine']}."
         )
     ]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stamped import made
+
 BENCHMARKS = ("headline", "predicted", "fit", "plan_time", "simulate", "roofline")
 """What `make planner` runs."""
 
@@ -39,20 +41,20 @@ def _headline(found: dict[str, Any]) -> list[str]:
         "",
         (
             "622 tokens in, 250 out, 16 streams: predicted, with no GPU asked and nothing fitted to what was published; `docs/planner.md` says where and why it differs. "
-            f"Commit {found['commit']}, {found['time']}."
+            f"{made(found)}"
         ),
     ]
 
 
 def _predicted(found: dict[str, Any]) -> list[str]:
-    again = found["steps_again_percent"].values()
+    drifted = found["steps_drifted_percent"].values()
     return [
         (
             f"Tokens/s that the planner predicts of this machine's CPU are off by {found['median_error_percent']:.1f} % in the median and "
             f"{found['worst_error_percent']:.1f} % at worst, over {found['configurations']} configurations of a 135M and a 1.1B model that its fit "
-            f"never saw, each predicted before it was measured. Measured twice, they differ by {found['median_noise_percent']:.1f} % themselves; steps that were timed again "
-            f"at the end took {min(again):+.0f} to {max(again):+.0f} %. "
-            f"Commit {found['commit']}, {found['time']}, {found['machine']}."
+            f"never saw (by steps timed in one of the rounds alone {found['median_error_once_percent']:.1f} and {found['worst_error_once_percent']:.1f} %). "
+            f"Measured twice, they differ by {found['median_noise_percent']:.1f} % themselves, and the same steps took {min(drifted):+.0f} to {max(drifted):+.0f} % in another round. "
+            f"{made(found)}"
         )
     ]
 
@@ -62,7 +64,7 @@ def _fit(found: dict[str, Any]) -> list[str]:
     return [
         (
             f"The memory of {len(found['rows'])} servers ({engines}): estimated within {found['median_percent']:.1f} % of their peak in the median, "
-            f"{found['worst_percent']:.1f} % at worst. Commit {found['commit']}, {found['time']}."
+            f"{found['worst_percent']:.1f} % at worst. {made(found)}"
         )
     ]
 
@@ -74,5 +76,5 @@ def _times(plans: dict[str, Any], simulated: dict[str, Any]) -> str:
     )
     return (
         f"A plan, with nothing of it asked before, takes {each}; a core simulates {simulated['lowest'] / 1e6:.1f} million requests a minute. "
-        f"Commit {plans['commit']}, {plans['time']}."
+        f"{made(plans)}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import peer_figures
 import planner_figures
+from stamped import made
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -77,15 +78,12 @@ def figures() -> str:
     lines += [
         "",
         f"SmolLM2-135M-Instruct on `hotpotqa`, {requests} prompts a recipe in {speedup['rounds']} interleaved rounds, over HTTP; in",
-        (
-            "brackets the range of rounds (tokens/s) and 95 % intervals (ratios, loss). "
-            f"Commit {speedup['commit']}, {speedup['time']}, {speedup['machine']}."
-        ),
+        (f"brackets the range of rounds (tokens/s) and 95 % intervals (ratios, loss). {made(speedup)}"),
         "",
         (
             "Without speculation and without HTTP our decoder gives "
             + " and ".join(f"{_ranged(figure, 2)}x at {load}" for load, figure in decoder["ratio"].items())
-            + f" of what OpenVINO GenAI's own pipeline gives with the same artefact. Commit {decoder['commit']}, {decoder['time']}."
+            + f" of what OpenVINO GenAI's own pipeline gives with the same artefact. {made(decoder)}"
         ),
         "",
         (
@@ -93,21 +91,21 @@ def figures() -> str:
             + " and ".join(f"{_ranged(figure, 3)}x at {load}" for load, figure in gateway["ratio"].items())
             + " of what the same decoder gives in the caller's own process, and adds "
             f"{_ranged(gateway['ttft_ms']['added'], 1)} ms to the first token of {gateway['ttft_ms']['in process']:.0f} ms at one stream. "
-            f"Commit {gateway['commit']}, {gateway['time']}."
+            f"{made(gateway)}"
         ),
         "",
         (
             f"{soak['requests']} requests in {soak['minutes']:.0f} minutes, of which {sum(soak['statuses']['malformed'].values())} were malformed, "
             f"{sum(soak['statuses']['cancelled'].values())} cancelled at random moments and {sum(soak['statuses']['burst'].values())} in bursts of 200: "
             f"{len(soak['faults'])} faults, nothing left behind, and memory within {soak['memory_mb']['moved']:.1%} over the last half. "
-            f"Commit {soak['commit']}, {soak['time']}."
+            f"{made(soak)}"
         ),
         "",
         (
             f"`import quicksilver` takes {light['import_ms']['median']:.0f} ms "
             f"({light['import_ms']['low']:.0f}-{light['import_ms']['high']:.0f}), of which Python itself "
             f"{light['python_ms']['median']:.0f}; `quicksilver --help` {light['help_ms']['median']:.0f} ms "
-            f"({light['help_ms']['low']:.0f}-{light['help_ms']['high']:.0f}). Commit {light['commit']}, {light['time']}."
+            f"({light['help_ms']['low']:.0f}-{light['help_ms']['high']:.0f}). {made(light)}"
         ),
         "",
         "| from process start to the first token, s | compiled graph kept | compiled anew | OpenVINO GenAI's own pipeline | saved |",
@@ -121,12 +119,12 @@ def figures() -> str:
         "",
         (
             f"Server and pipeline load the same artefact, in {cold['rounds']} interleaved rounds; in brackets their range. "
-            f"Commit {cold['commit']}, {cold['time']}."
+            f"{made(cold)}"
         ),
         "",
         (
             f"The main job, with nothing built yet, took {job['minutes']:.1f} minutes and {job['peak_memory_mb'] / 1000:.1f} GB of memory "
-            f"at its peak, all its processes together, and chose {job['best']}. Commit {job['commit']}, {job['time']}."
+            f"at its peak, all its processes together, and chose {job['best']}. {made(job)}"
         ),
     ]
     return "\n".join(lines + _speculation() + _peers() + _through() + planner_figures.lines(RESULTS))
@@ -155,7 +153,7 @@ def _speculation() -> list[str]:
         "",
         (
             f"Tokens/s, {found['recipe']}, answers of {found['answer_tokens']} tokens; `always on` guesses {found['always_on_tokens']}. "
-            f"{found['rounds']} interleaved rounds over HTTP; in brackets their range. Commit {found['commit']}, {found['time']}."
+            f"{found['rounds']} interleaved rounds over HTTP; in brackets their range. {made(found)}"
         ),
     ]
 
@@ -174,8 +172,7 @@ def _peers() -> list[str]:
         "",
         (
             f"{found['model']} on `{found['workload']}`, at most {found['most_tokens']} tokens an answer, over HTTP, everyone's tokens counted by "
-            f"the model's own tokenizer. {found['rounds']} interleaved rounds; in brackets their range. Commit {found['commit']}, "
-            f"{found['time']}."
+            f"the model's own tokenizer. {found['rounds']} interleaved rounds; in brackets their range. {made(found)}"
         ),
     ]
 
@@ -194,7 +191,7 @@ def _through() -> list[str]:
         "",
         (
             f"Through us an engine gives, of what its own server gives with the same arguments: {'; '.join(said)}. "
-            f"{found['rounds']} interleaved rounds. Commit {found['commit']}, {found['time']}."
+            f"{found['rounds']} interleaved rounds. {made(found)}"
         ),
     ]
 

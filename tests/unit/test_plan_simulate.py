@@ -94,8 +94,12 @@ def naive(
             if reading:
                 total, longest = server.step_tokens * server.stages - room, max(int(s[4]) for s in reading)
                 tokens = max(min(longest, server.step_tokens), math.ceil(total / server.stages))
-                batch = math.ceil(len(decoding) / server.stages)
-                until[place] = now + interpolate.prefill(server.times).at(batch).piece(tokens)[0]
+                longest = min(longest, server.step_tokens)
+                squares = sum(int(s[4]) ** 2 for s in reading) * (tokens / total) ** 2
+                apart = tokens**2 - max(longest**2, squares)
+                times = interpolate.prefill(server.times).at(math.ceil(len(decoding) / server.stages))
+                whole = times.piece(tokens)[0] - interpolate.pair_ms(server.times) * apart
+                until[place] = now + max(times.piece(longest)[0], whole)
             elif decoding:
                 context = sum(s[3] for s in decoding) / len(decoding)
                 batch = math.ceil(len(decoding) / server.stages)
@@ -284,6 +288,20 @@ def test_a_long_prompt_goes_through_a_pipeline_in_pieces_and_short_ones_side_by_
     for lengths in ([(400, 1)], [(100, 1)] * 4):
         found = open_loop(Server(times, stages=4, step_tokens=100), lengths, [0.0] * len(lengths), warm_up=0)
         assert found.end.max() == pytest.approx(0.1, rel=0.01)
+
+
+def test_prompts_that_share_a_step_do_not_attend_to_each_other() -> None:
+    def ms(prompt: int) -> float:
+        return 5 + 0.1 * prompt + 2e-4 * prompt**2
+
+    times = step_times(
+        lambda streams, context: 1.0, lambda prompt, beside: ms(prompt), prompts=(1, 100, 250, 500, 1000, 2000)
+    )
+    assert interpolate.pair_ms(times) == pytest.approx(2e-4)
+    one = open_loop(Server(times), [(2000, 1)], [0.0], warm_up=0)
+    assert one.end[0] * 1000 == pytest.approx(ms(2000))
+    several = open_loop(Server(times), [(100, 1)] * 20, [0.0] * 20, warm_up=0)
+    assert several.end.max() * 1000 == pytest.approx(5 + 200 + 20 * 2e-4 * 100**2)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

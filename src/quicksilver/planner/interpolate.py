@@ -54,6 +54,18 @@ class Table:
         return found
 
 
+def pair_ms(times: StepTimes) -> float:
+    """Return what attention of one token of a prompt to another costs, ms: the curvature of prompts at the table's end.
+
+    There everything else rises evenly. 0 where a table has fewer than three points, or bends the other way.
+    """
+    if len(times.prompts) < 3:
+        return 0.0
+    (a, b, c), (low, middle, high) = times.prompts[-3:], (row[0] for row in times.prefill_ms[-3:])
+    curved = ((high - middle) / (c - b) - (middle - low) / (b - a)) / (c - a)
+    return min(max(0.0, curved), high / c**2)
+
+
 def decode(times: StepTimes) -> Table:
     """Return the time of a step in which only answers go on, ms: by streams, then by the mean context."""
     return Table(times.streams, times.contexts, times.decode_ms)

@@ -179,6 +179,7 @@ class _Run:
             raise BadInputError("A request has at least one token of prompt and one of answer.")
         self._slots, self._step_tokens, self._gain = server.slots, server.step_tokens, server.tokens_per_step
         self._stages = server.stages
+        self._pair_ms = interpolate.pair_ms(server.times)
         self._decode = interpolate.decode(server.times).at
         self._prefill = interpolate.prefill(server.times).at
         self._prompt = [prompt for prompt, _ in lengths]
@@ -253,19 +254,24 @@ class _Run:
         streams = len(decoding)
         if prefilling:
             unread, most = self._unread, self._step_tokens * self._stages
-            room, longest = most, 0
+            room, longest, squares = most, 0, 0
             while prefilling and room:
                 request = prefilling[0]
                 taken = min(unread[request], room)
                 unread[request] -= taken
                 room -= taken
                 longest = max(longest, taken)
+                squares += taken * taken
                 if not unread[request]:
                     replica.read.append(prefilling.popleft())
             replica.steps, replica.growth = 1, 0.0
             # Prompts that came one after another lie in batches of their own.
-            batch = max(min(longest, self._step_tokens), -(-(most - room) // self._stages))
-            replica.base = self._prefill(-(-streams // self._stages)).piece(batch)[0]
+            longest, total = min(longest, self._step_tokens), most - room
+            batch = max(longest, -(-total // self._stages))
+            times = self._prefill(-(-streams // self._stages))
+            # The table's prompt is one, each of whose tokens attends to all before it; those of several don't.
+            apart = batch * batch - max(longest * longest, squares * (batch / total) ** 2)
+            replica.base = max(times.piece(longest)[0], times.piece(batch)[0] - self._pair_ms * apart)
             replica.until = now + replica.base
         elif decoding:
             context = replica.held / streams

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -16,8 +13,6 @@ from quicksilver.search.cost_model import CostModel
 from quicksilver.search.policy import Policy, Shown, search
 from quicksilver.search.space import Space
 from quicksilver.testing.surface import LIMIT, LOADS, Surface, optimum, space
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -188,15 +183,8 @@ def test_without_measurements_nothing_is_ruled_out(where: Space) -> None:
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("surface_benchmark", BENCHMARKS / "surface.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "surface_benchmark", module)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("surface")
 
 
 def test_the_benchmark_counts_every_evaluation(benchmark: ModuleType) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,19 +10,10 @@ import pytest
 from quicksilver.testing.large import SMALL
 from quicksilver.testing.machine import made_up_steps
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("predicted", BENCHMARKS / "predicted.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "predicted", module)
-    spec.loader.exec_module(module)
-    return module
+def predicted(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("predicted")
 
 
 def test_a_machine_that_slows_down_is_seen_by_artefact(predicted: ModuleType) -> None:

@@ -9,7 +9,7 @@ SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock)))
 LARGE_ENGINES := $(filter vllm llmcompressor,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite engines bench clients agreement peers planner presets exports clean
+.PHONY: demo test lint suite engines bench clients agreement search peers planner presets exports clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -39,6 +39,9 @@ clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients
 
 agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our figures against GuideLLM's and AIPerf's
 	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
+
+search: $(VENV)/.default  ## the search against a sweep of the same space, on the real model; about two hours
+	$(BIN)/python benchmarks/run.py search_quality
 
 peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other servers; 5 GB of environments, about 15 minutes
 	$(BIN)/quicksilver engine add llamacpp

@@ -32,8 +32,9 @@ JOBS = {
     "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
     "through": [str(HERE / "through.py")],
     "native": [str(HERE / "native.py")],
+    "search_quality": [str(HERE / "search_quality.py"), "--limit", "48", "--weight", "2"],
 } | {name: [str(HERE / f"{name}.py")] for name in planner_figures.BENCHMARKS}
-ON_REQUEST = {"agreement", "native", "peers", "through", *planner_figures.BENCHMARKS}
+ON_REQUEST = {"agreement", "native", "peers", "search_quality", "through", *planner_figures.BENCHMARKS}
 """These need environments of their own, or take long: see the Makefile."""
 
 
@@ -127,7 +128,7 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. {made(job)}"
         ),
     ]
-    return "\n".join(lines + _speculation() + _peers() + _through() + planner_figures.lines(RESULTS))
+    return "\n".join(lines + _speculation() + _search() + _peers() + _through() + planner_figures.lines(RESULTS))
 
 
 def _speculation() -> list[str]:
@@ -156,6 +157,35 @@ def _speculation() -> list[str]:
             f"{found['rounds']} interleaved rounds over HTTP; in brackets their range. {made(found)}"
         ),
     ]
+
+
+def _search() -> list[str]:
+    """Return what the search finds of the best there is; nothing of a benchmark before it was run."""
+    lines = []
+    if (file := RESULTS / "search_quality.json").is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        best, time, runs = found["share_of_best"], found["time_share"], found["stability"]
+        same = runs["same_winner"] + runs["equal_within_intervals"]
+        lines += [
+            "",
+            (
+                f"A search of {found['configurations']} configurations finds {_percents(best)} of the best value that a sweep of all of them finds, in "
+                f"{_percents(time)} of its {found['sweep']['seconds'] / 60:.0f} minutes of measuring: SmolLM2-135M on `hotpotqa` at 1 and 8 streams, "
+                f"{len(found['searches'])} seeds, what was found raced once more beside the sweep's best. {runs['same_winner']} of {runs['runs']} searches chose "
+                f"the same winner, {same} the same or one that differs by less than their intervals; the cost model was off by "
+                f"{found['cost_model_error_percent']:.1f} % in the median on what it hadn't seen. {made(found)}"
+            ),
+        ]
+    if (file := RESULTS / "surface.json").is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines += [
+            "",
+            (
+                f"On {len(found['seeds'])} synthetic response surfaces of {found['configurations']:,} configurations, {found['evaluations']['most']} evaluations at most "
+                f"find {_percents(found['share_of_optimum'])} of the optimum. {made(found)}"
+            ),
+        ]
+    return lines
 
 
 def _peers() -> list[str]:
@@ -194,6 +224,10 @@ def _through() -> list[str]:
             f"{found['rounds']} interleaved rounds. {made(found)}"
         ),
     ]
+
+
+def _percents(figure: dict[str, float]) -> str:
+    return f"{100 * figure['median']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}] %"
 
 
 def _ranged(figure: dict[str, Any] | None, digits: int) -> str:

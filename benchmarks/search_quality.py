@@ -51,6 +51,14 @@ class Sweep:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a search may take: so long in all; and what a short race of one configuration took in the sweep."""
+
+    total_s: float = math.inf
+    each_s: float = 1.0
+
+
 @dataclass(slots=True)
 class Found:
     """What one search chose, by its own measurements, and in what time."""
@@ -114,22 +122,28 @@ def sweep(search: Search, where: Space, weight: int = SWEEP_WEIGHT) -> Sweep:
     return swept
 
 
-def look(search: Search, where: Space, trials: int, seed: int) -> Found:
-    """Let the policy choose what to race."""
+def look(search: Search, where: Space, trials: int, seed: int, budget: Budget) -> Found:
+    """Let the policy choose what to race, for so many short races and seconds at most."""
     chooser = policy.Policy(where, loads=len(search.workload.concurrencies), seed=seed)
     for configuration in where.configurations:
         chooser.proven(configuration, passes=True)
     chooser.start(0)
     spent = 0.0
-    raced = 0
+    raced = races = 0
+
+    def room(weight: int) -> int:
+        each = spent / races if races else budget.each_s
+        beside = math.floor(min(1000.0, (budget.total_s - spent) / (weight * each)))
+        return max(0, beside - 1)  # the as-is model runs in every race
 
     def run(batch: Sequence[int], weight: int) -> Mapping[int, policy.Shown]:
-        nonlocal spent, raced
+        nonlocal spent, raced, races
         found, seconds = measure(search, where, batch, weight)
         spent, raced = spent + seconds, raced + weight * len(batch)
+        races += weight * (1 + len(batch))
         return {index: policy.Shown(gains) for index, gains in found.items()}
 
-    best, *_ = policy.search(chooser, run, trials=trials)
+    best, *_ = policy.search(chooser, run, trials=trials, room=room)
     merits = chooser.merits()
     errors = tuple(
         100 * abs(math.expm1(said - seen))
@@ -199,7 +213,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="configurations of the space, drawn at random")
-    parser.add_argument("--trials", type=int, help="short races of a search; by default a tenth of the sweep's")
+    parser.add_argument(
+        "--trials", type=int, help="short races of a search; by default a tenth of the sweep's, and a tenth of its time"
+    )
     parser.add_argument(
         "--weight", type=int, default=SWEEP_WEIGHT, help="short races that each is measured for in the sweep"
     )
@@ -213,12 +229,14 @@ def main() -> int:
         model = "smollm2-135m-instruct"
         sweeping = start(folder, model, load, "openvino", "sweep")
         swept = sweep(sweeping, where, options.weight)
+        races = options.weight * (len(where) + math.ceil(len(where) / policy.BATCH))
+        budget = Budget() if options.trials else Budget(TIME_SHARE * swept.seconds, swept.seconds / races)
         found = []
         for seed in range(options.seeds):
             # Each search draws its prompts from another place of the split.
             search = start(folder, model, load, "openvino", f"search-{seed}")
             search.used = 37 * seed
-            found.append(look(search, where, trials, seed))
+            found.append(look(search, where, trials, seed, budget))
             print(json.dumps(document(where, swept, found, options.weight)), file=sys.stderr)
         again = rematch(sweeping, where, swept, found, 2 * options.weight)
     print(json.dumps(document(where, swept, found, options.weight, again) | stamp()))

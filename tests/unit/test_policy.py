@@ -72,6 +72,13 @@ def test_nothing_is_measured_twice_but_survivors(where: Space) -> None:
     assert set(machine.asked[-1]) <= set(machine.asked[-2]) <= set(short)
 
 
+@pytest.mark.parametrize("trials", [4, 7, 9, 10, 17, 23, 40])
+def test_no_trial_is_kept_for_a_race_that_is_not_held(where: Space, trials: int) -> None:
+    machine = Machine(where)
+    search(started(where), machine.race, trials=trials)
+    assert machine.spent == trials
+
+
 def test_numerics_that_fail_once_are_never_asked_for_again(where: Space) -> None:
     policy = started(where)
     failed: set[frozenset[object]] = set()

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -38,7 +38,9 @@ def test_a_sweep_and_searches_of_the_same_space(
     swept = benchmark.sweep(sweeping, where, 1)
     assert set(swept.gains) == {0, 1, 2, 3}
     assert swept.gains[0] == 0.0
-    found = benchmark.look(benchmark.start(tmp_path / "runs", model, load, "fake", "search"), where, 4, 0)
+    found = benchmark.look(
+        benchmark.start(tmp_path / "runs", model, load, "fake", "search"), where, 4, 0, benchmark.Budget()
+    )
     assert 0 < found.raced <= 4
     document = benchmark.document(where, swept, [found], 1)
     assert 0 < document["share_of_best"]["median"] <= 1
@@ -53,6 +55,22 @@ def test_a_sweep_and_searches_of_the_same_space(
     # What was measured is kept: the same sweep again takes what is there.
     again = benchmark.sweep(benchmark.start(tmp_path / "runs", model, load, "fake", "sweep"), where, 1)
     assert again.gains == swept.gains
+
+
+def test_a_search_keeps_to_its_share_of_the_sweeps_time(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = benchmark.reduced()
+    asked: list[tuple[int, int]] = []
+
+    def measure(_search: object, _where: object, batch: list[int], weight: int) -> tuple[dict[int, list[float]], float]:
+        asked.append((weight, len(batch)))
+        return {index: [0.01 * index, 0.02 * index] for index in batch}, 10.0 * weight * (1 + len(batch))
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    search = SimpleNamespace(workload=SimpleNamespace(concurrencies=(1, 8)))
+    found = benchmark.look(search, where, 40, 0, benchmark.Budget(total_s=135.0, each_s=10.0))
+    assert found.seconds <= 135
+    assert asked[:2] == [(1, 4), (1, 4)]
+    assert found.stopped == "the budget was used up"
 
 
 def test_winners_that_differ_by_less_than_their_intervals_are_equal(benchmark: ModuleType) -> None:

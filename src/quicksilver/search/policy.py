@@ -292,7 +292,7 @@ def search(
     where that had ended the short races. `tell` hears what is going to be raced; what `breaks` a limit informs the cost model, and can't win.
     """
     left = trials
-    again = min(sum(count * weight for count, weight in rungs), int(AGAIN * trials))
+    again = _kept(int(AGAIN * trials), rungs)
     policy.stopped = ""
     while True:
         batch = before()
@@ -318,6 +318,16 @@ def search(
             left -= weight * len(survivors)
             policy.learn()
     return policy.ranked()
+
+
+def _kept(most: int, rungs: Rungs) -> int:
+    """The trials that racing the best again can use, of so many: a race of a single one tells nothing apart."""
+    used = 0
+    for count, weight in rungs:
+        survivors = min(count, (most - used) // weight)
+        if survivors > 1:
+            used += survivors * weight
+    return used
 
 
 def _take_in(

@@ -171,8 +171,8 @@ def _search() -> list[str]:
             (
                 f"A search of {found['configurations']} configurations finds {_percents(best)} of the best value that a sweep of all of them finds, in "
                 f"{_percents(time)} of its {found['sweep']['seconds'] / 60:.0f} minutes of measuring: SmolLM2-135M on `hotpotqa` at 1 and 8 streams, "
-                f"{len(found['searches'])} seeds, what was found raced once more beside the sweep's best. {runs['same_winner']} of {runs['runs']} searches chose "
-                f"the same winner, {same} the same or one that differs by less than their intervals; the cost model was off by "
+                f"{len(found['searches'])} seeds, what was found raced once more beside the sweep's best. The winner that was chosen most often was chosen "
+                f"{runs['same_winner']} of {runs['runs']} times, it or one that differs by less than their intervals {same} times; the cost model was off by "
                 f"{found['cost_model_error_percent']:.1f} % in the median on what it hadn't seen. {made(found)}"
             ),
         ]

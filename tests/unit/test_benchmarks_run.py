@@ -44,6 +44,11 @@ def test_help_names_the_benchmarks_and_runs_none(
     assert all(name in shown for name in run.JOBS)
 
 
+def test_the_readme_has_the_figures_of_the_results_that_are_kept(run: ModuleType) -> None:
+    shown = run.README.read_text(encoding="utf-8").split(run.BEGIN)[1].split(run.END)[0]
+    assert shown.strip() == run.figures().strip()
+
+
 def test_every_benchmark_is_a_file(run: ModuleType) -> None:
     assert all(Path(words[0]).is_file() for words in run.JOBS.values())
     assert set(run.JOBS) >= run.ON_REQUEST

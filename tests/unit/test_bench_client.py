@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from scripted_server import DONE, Exchange, event, serving, usage, words
 
 from quicksilver.bench.client import LINE_LIMIT, AnswerError, Stream
-from quicksilver.bench.load import Call, Job, read_samples
+from quicksilver.bench.job import Call, Job
+from quicksilver.bench.load import read_samples
 from quicksilver.nouns import Sample
 
 

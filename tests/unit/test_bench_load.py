@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from scripted_server import DONE, Exchange, event, serving, usage, words
 
-from quicksilver.bench import doubts, load
+from quicksilver.bench import doubts, driver
 from quicksilver.bench.doubts import ClientReport
-from quicksilver.bench.load import call, read_samples, run_load
+from quicksilver.bench.driver import Driver
+from quicksilver.bench.job import call
+from quicksilver.bench.load import read_samples, run_load
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Arrivals, Endpoint, Message, Prompt, Sample
 
@@ -303,7 +305,7 @@ def test_a_client_that_cannot_start_is_an_engine_error(
 
 def test_an_interrupt_ends_the_client(tmp_path: Path) -> None:
     ended: list[int] = []
-    original = load._end
+    original = driver._end
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -313,7 +315,7 @@ def test_an_interrupt_ends_the_client(tmp_path: Path) -> None:
         ended.append(process.returncode)
 
     with pytest.MonkeyPatch.context() as patch, serving(v1_completions=words(2)) as server:
-        patch.setattr(load, "_end", watched)
+        patch.setattr(driver, "_end", watched)
         with pytest.raises(KeyboardInterrupt):
             run_load(
                 Endpoint(url=server.url, model="m"),
@@ -324,6 +326,70 @@ def test_an_interrupt_ends_the_client(tmp_path: Path) -> None:
                 on_progress=interrupt,
             )
     assert ended == [130], "it was told to stop, and did so by itself"
+
+
+def test_a_driver_keeps_its_process_for_the_next_load_and_ends_it(tmp_path: Path) -> None:
+    with serving(v1_completions=words(2)) as server, Driver() as kept:
+        endpoint = Endpoint(url=server.url, model="m")
+        processes = []
+        for number in range(2):
+            found = run_load(
+                endpoint, prompts(3), concurrency=2, max_tokens=5, out=tmp_path / "s", round=number, driver=kept
+            )
+            assert [s.round for s in found] == [number] * 3
+            processes.append(kept._process)
+        first, second = processes
+        assert first is not None
+        assert first is second
+        assert first.poll() is None
+    assert first.returncode is not None
+    assert len(read_samples(tmp_path / "s")) == 6
+
+
+def test_after_a_failure_a_driver_goes_on_with_another_process(tmp_path: Path) -> None:
+    with serving(v1_completions=words(2)) as server, Driver() as kept:
+        endpoint = Endpoint(url=server.url, model="m")
+
+        def kill() -> None:
+            assert kept._process is not None
+            kept._process.kill()
+            kept._process.wait()
+
+        def load(on_progress: Callable[[int, int], None] | None = None) -> int:
+            out = tmp_path / "s"
+            found = run_load(
+                endpoint, prompts(3), concurrency=1, max_tokens=5, out=out, driver=kept, on_progress=on_progress
+            )
+            return len(found)
+
+        assert load() == 3
+        kill()
+        assert load() == 3, "nothing was lost between two loads"
+        with pytest.raises(EngineError, match="The load client failed: it ended with code -9"):
+            load(lambda done, _: kill() if done == 1 else None)
+        assert load() == 3
+
+
+def test_a_driver_whose_load_was_stopped_goes_on_with_another_process(tmp_path: Path) -> None:
+    with serving(v1_completions=words(2)) as server, Driver() as kept:
+        endpoint = Endpoint(url=server.url, model="m")
+
+        def stop(done: int, _: int) -> None:
+            if done == 1 and kept._process is not None:
+                kept._process.terminate()
+
+        with pytest.raises(EngineError, match="The load client was stopped after"):
+            run_load(
+                endpoint, prompts(200), concurrency=1, max_tokens=5, out=tmp_path / "s", driver=kept, on_progress=stop
+            )
+        assert len(run_load(endpoint, prompts(3), concurrency=1, max_tokens=5, out=tmp_path / "s", driver=kept)) == 3
+
+
+def test_a_driver_with_another_key_is_not_used(tmp_path: Path) -> None:
+    with serving(v1_completions=words(2)) as server, Driver("another") as kept:
+        endpoint = Endpoint(url=server.url, model="m", api_key="its own")
+        run_load(endpoint, prompts(1), concurrency=1, max_tokens=5, out=tmp_path / "s", driver=kept)
+        assert kept._process is None
 
 
 def test_usage_goes_before_the_count_of_pieces(tmp_path: Path) -> None:

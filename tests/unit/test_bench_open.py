@@ -17,7 +17,8 @@ from scripted_server import DONE, Exchange, event, serving, usage, words
 from quicksilver import api
 from quicksilver.bench import client, doubts
 from quicksilver.bench.doubts import ClientReport
-from quicksilver.bench.load import Call, Job, read_samples, run_load
+from quicksilver.bench.job import Call, Job
+from quicksilver.bench.load import read_samples, run_load
 from quicksilver.bench.measure import measure, plan
 from quicksilver.bench.price import price
 from quicksilver.bench.schedule import streams_at

@@ -1,8 +1,8 @@
 """The load client: a process of its own that drives a server, in a closed or an open loop, and writes down what it saw.
 
-`python -m quicksilver.bench.client` reads one Job (JSON) on stdin and appends one Sample a line to the job's `out`. On
-stdout it prints a JSON line `{"done", "total"}` for each request that ended, and at last `{"summary": …}` or
-`{"failure": …}`. A request that fails is a Sample whose error starts with its kind: connect, disconnect, timeout,
+`python -m quicksilver.bench.client` reads Jobs on stdin, a line of JSON each, one after the other, and appends one Sample a line to
+the job's `out`. On stdout it prints a JSON line `{"done", "total"}` for each request that ended, and at last `{"summary": …}` or
+`{"failure": …}`, after which it ends. A request that fails is a Sample whose error starts with its kind: connect, disconnect, timeout,
 http, server, protocol or unsent. In an open loop each is sent at its own moment, whatever the server does. SIGTERM and SIGINT end it with what was written; requests under way leave nothing.
 """
 
@@ -23,7 +23,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from quicksilver.bench.clock import ClockWatch, since_boot_s
-from quicksilver.bench.load import Call, Job
+from quicksilver.bench.job import Call, Job
 from quicksilver.nouns.sample import Sample
 
 clock = time.perf_counter
@@ -375,9 +375,19 @@ async def drive(job: Job, out: IO[bytes]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Read the job on stdin, run it, and return the exit code."""
+    """Run the jobs on stdin until there are no more, or one fails, and return the exit code."""
+    code = 0
+    for line in sys.stdin:
+        code = _run(line)
+        if code:
+            break
+    return code
+
+
+def _run(line: str) -> int:
+    """Run a job, and return the exit code if it is the last."""
     try:
-        job = Job.model_validate_json(sys.stdin.read())
+        job = Job.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         say(

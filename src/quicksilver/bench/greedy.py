@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from quicksilver.bench.equivalence import END, Counts, Output
-from quicksilver.bench.load import call
+from quicksilver.bench.job import call
 from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns.engine import Endpoint

@@ -4,81 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from quicksilver.bench import doubts
 from quicksilver.bench.doubts import ClientReport
+from quicksilver.bench.driver import API_KEY_ENV, Driver
+from quicksilver.bench.job import Job, call
 from quicksilver.bench.schedule import in_order, moments, streams_at
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns.arrivals import Arrivals
-from quicksilver.nouns.base import Noun
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.workload import Prompt
 
-API_KEY_ENV = "QUICKSILVER_ENDPOINT_API_KEY"
 IN_FLIGHT = 512
 """Requests of an open loop that may be under way; a net for the machine, which the server should never let it fall into."""
 SPARE_FILES = 64
 """Open files that the client needs beside its connections."""
-STOP_S = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class Call(Noun):
-    """One request of a job: where it goes and the part of its body that is its own."""
-
-    id: str
-    path: Literal["/chat/completions", "/completions"]
-    body: dict[str, Any]
-
-
-class Job(Noun):
-    """What the client process reads on stdin, as one JSON document."""
-
-    url: str = Field(description="ends in /v1")
-    model: str
-    calls: tuple[Call, ...]
-    concurrency: int = Field(ge=1, description="most requests under way")
-    streams: tuple[int, ...] = Field(
-        (), description="closed loop: those under way once each request is sent, if they rise"
-    )
-    due_s: tuple[float, ...] = Field((), description="open loop: when each request is sent, seconds after the first")
-    load: str = Field("", description="the load's name, for its Samples")
-    out: Path
-    timeout_s: float = Field(600.0, gt=0, description="limit of one request, and of the server's silence")
-    api_key_env: str | None = None
-    warmup: bool = False
-    round: int = 0
-
-    @model_validator(mode="after")
-    def _one_loop(self) -> Job:
-        if self.due_s and (self.streams or len(self.due_s) != len(self.calls)):
-            raise ValueError("an open loop has a moment for each call, and no streams")
-        return self
-
-
-def call(prompt: Prompt, max_tokens: int, fields: Mapping[str, Any] = MappingProxyType({})) -> Call:
-    """Make a prompt's request: conversations go to chat completions, texts and token ids to completions."""
-    body: dict[str, Any] = {"max_tokens": prompt.max_tokens or max_tokens, **fields}
-    if prompt.ignore_eos:
-        body["ignore_eos"] = True
-    if prompt.messages is not None:
-        body["messages"] = [message.model_dump() for message in prompt.messages]
-        return Call(id=prompt.id, path="/chat/completions", body=body)
-    body["prompt"] = prompt.prompt if prompt.prompt is not None else list(prompt.token_ids or ())
-    return Call(id=prompt.id, path="/completions", body=body)
 
 
 def run_load(
@@ -97,6 +45,7 @@ def run_load(
     on_report: Callable[[ClientReport], None] | None = None,
     timeout_s: float = 600.0,
     in_flight: int = IN_FLIGHT,
+    driver: Driver | None = None,
 ) -> list[Sample]:
     """Send each prompt once, `concurrency` at a time or as `arrivals` say, and return what the client saw, in order of completion.
 
@@ -105,7 +54,8 @@ def run_load(
     `fields` go into every request's body, such as a temperature (0 by default).
     `on_note` gets a sentence for each doubt about the figures (the client was busy or late, the server counts no
     tokens); without it they are logged. `on_report` gets what the client says of itself: whether it kept up. Of an open
-    loop `in_flight` requests at most are under way. Raises BadInputError, or EngineError if the client can't do its work.
+    loop `in_flight` requests at most are under way. A `driver` keeps its process for the next load; without one, or for a server
+    that asks for another key than the driver has, the load has a process of its own. Raises BadInputError, or EngineError if the client can't do its work.
     """
     if not prompts:
         raise BadInputError("There are no prompts to send.")
@@ -131,7 +81,11 @@ def run_load(
         round=round,
     )
     start = _prepare(out)
-    summary = _run_client(job, endpoint.api_key, on_progress)
+    if driver is not None and driver.api_key == endpoint.api_key:
+        summary = driver.run(job, on_progress)
+    else:
+        with Driver(endpoint.api_key) as own:
+            summary = own.run(job, on_progress)
     samples = _read(out, start)
     if len(samples) != count:
         raise EngineError(f"The load client was stopped after {len(samples)} of {count} requests.")
@@ -182,70 +136,3 @@ def _read(path: Path, start: int) -> list[Sample]:
         except (ValueError, TypeError) as error:
             raise BadInputError(f"Line {number} of {path} is not a sample: {error}.") from error
     return samples
-
-
-def _run_client(job: Job, api_key: str | None, on_progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-    """Run the client process to its end and return its summary. Raises EngineError."""
-    environment = dict(os.environ)
-    if api_key:
-        environment[API_KEY_ENV] = api_key
-    summary: dict[str, Any] | None = None
-    failure = ""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "quicksilver.bench.client"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                encoding="utf-8",
-                env=environment,
-            )
-        except OSError as error:
-            raise EngineError(f"The load client could not be started: {error}.") from error
-        try:
-            for line in _converse(process, job.model_dump_json()):
-                if "summary" in line:
-                    summary = line["summary"]
-                elif "failure" in line:
-                    failure = line["failure"]
-                elif on_progress is not None:
-                    on_progress(line["done"], line["total"])
-            code = process.wait()
-        finally:
-            _end(process)
-        if summary is None:
-            complaints.seek(0)
-            said = failure or next(reversed(complaints.read().strip().splitlines()), f"it ended with code {code}")
-            raise EngineError(f"The load client failed: {said.rstrip('.')}.")
-    return summary
-
-
-def _converse(process: subprocess.Popen[str], job: str) -> Iterator[dict[str, Any]]:
-    """Hand the job over, then yield the client's lines; ends when it closes its stdout."""
-    stdin: IO[str] | None = process.stdin
-    stdout: IO[str] | None = process.stdout
-    if stdin is None or stdout is None:  # pragma: no cover - both are pipes
-        raise EngineError("The load client has no pipes.")
-    try:
-        stdin.write(job)
-        stdin.close()
-    except BrokenPipeError:
-        return  # it died before it read its job: its stderr says why
-    for line in stdout:
-        if line.endswith("\n"):  # a killed client may leave half a line
-            yield json.loads(line)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Make sure that the client has ended, and close its pipes."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None and not pipe.closed:
-            pipe.close()

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from quicksilver import engines
+from quicksilver.bench.driver import Driver
 from quicksilver.bench.load import read_samples, run_load
 from quicksilver.engines.process import cold_start_s
 from quicksilver.errors import BadInputError, EngineError, NotEnoughError
@@ -207,39 +208,36 @@ class Run:
         total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         done = 0
         failed: dict[str, str] = {}
-        for recipe, artifact in ordered:
-            try:
-                with self.serving(artifact, recipe, racing=True) as endpoint:
-                    run_load(
-                        endpoint,
-                        warm_up[:WARM_UP_PROMPTS],
-                        concurrency=1,
-                        max_tokens=16,
-                        out=self.folder / "samples" / "warm-up.jsonl",
-                        warmup=True,
-                    )
-                    for concurrency, prompts in loads.items():
-                        text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
-                        run_load(
-                            endpoint,
-                            prompts,
-                            concurrency=concurrency,
-                            max_tokens=max_tokens,
-                            out=self.cell(recipe, concurrency, number),
-                            round=number,
-                            on_progress=self.counter(phase, text, done, total),
-                            on_note=self.remark,
-                        )
-                        done += len(prompts)
-            except (EngineError, NotEnoughError) as error:
-                if recipe == entries[0][0]:
-                    raise
-                failed[recipe] = str(error)
-                for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
-                    path.unlink()
-            if most is not None and recipe == ordered[0][0]:
-                ordered[1 + most(time.monotonic() - begun) :] = []
-                total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
+        with Driver() as driver:
+            for recipe, artifact in ordered:
+                try:
+                    with self.serving(artifact, recipe, racing=True) as endpoint:
+                        warm = self.folder / "samples" / "warm-up.jsonl"
+                        first = warm_up[:WARM_UP_PROMPTS]
+                        run_load(endpoint, first, concurrency=1, max_tokens=16, out=warm, warmup=True, driver=driver)
+                        for concurrency, prompts in loads.items():
+                            text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
+                            run_load(
+                                endpoint,
+                                prompts,
+                                concurrency=concurrency,
+                                max_tokens=max_tokens,
+                                out=self.cell(recipe, concurrency, number),
+                                round=number,
+                                on_progress=self.counter(phase, text, done, total),
+                                on_note=self.remark,
+                                driver=driver,
+                            )
+                            done += len(prompts)
+                except (EngineError, NotEnoughError) as error:
+                    if recipe == entries[0][0]:
+                        raise
+                    failed[recipe] = str(error)
+                    for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
+                        path.unlink()
+                if most is not None and recipe == ordered[0][0]:
+                    ordered[1 + most(time.monotonic() - begun) :] = []
+                    total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
         seconds = time.monotonic() - begun
         recipes = [recipe for recipe, _ in entries if recipe in dict(ordered) and recipe not in failed]
         entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}

@@ -60,8 +60,9 @@ def recipes(model: Path, *engines: str) -> list[Recipe]:
 
 
 def optimize(model: Path, workload: Path, runs: Path, engines: str, **changes: Any) -> api.Optimization:
+    """Search with one round of the final and without presets, unless asked."""
     settings: dict[str, Any] = {"workload": workload, "streams": STREAMS, "runs": runs, "max_quality_loss": 1000}
-    return api.optimize(model, engines=engines, **(settings | changes))
+    return api.optimize(model, engines=engines, **(settings | {"quick": True, "budget_minutes": 60} | changes))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def found(model: Path, workload: Path, tmp_path_factory: pytest.TempPathFactory) -> api.Optimization:
     """One engine is the same for many users as for one, the other is quick for one and slow for many."""
     given = recipes(model, "steady", "swift")
-    return optimize(model, workload, tmp_path_factory.mktemp("runs"), "steady,swift", recipes=given)
+    return optimize(model, workload, tmp_path_factory.mktemp("runs"), "steady,swift", recipes=given, quick=False)
 
 
 def test_one_engine_is_chosen_for_one_user_and_another_for_many(found: api.Optimization) -> None:
@@ -142,7 +143,7 @@ def test_a_search_over_engines_that_was_killed_goes_on(model: Path, workload: Pa
         "import sys; from pathlib import Path; from quicksilver import api; from quicksilver.techniques import make\n"
         "two = [api.Recipe(sys.argv[1], [make('int8')], engine=n) for n in ('steady', 'swift')]\n"
         "api.optimize(sys.argv[1], workload=sys.argv[2], engines='steady,swift', streams=(1, 8), runs=Path(sys.argv[3]),"
-        " max_quality_loss=1000, recipes=two)"
+        " max_quality_loss=1000, recipes=two, quick=True, budget_minutes=60)"
     )
     command = [sys.executable, "-c", code, str(model), str(workload), str(runs)]
     process = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
@@ -230,7 +231,7 @@ def test_what_nothing_can_judge_has_not_passed(
 def test_a_search_of_the_space_tries_on_each_engine_what_that_can_do(
     model: Path, workload: Path, tmp_path: Path
 ) -> None:
-    found = optimize(model, workload, tmp_path, "steady,swift", quick=True, trials=8, budget_minutes=60)
+    found = optimize(model, workload, tmp_path, "steady,swift", trials=8)
     tried = [c for c in found.result.candidates if c.recipe_hash]
     stacks = {(c.recipe["engine"], t["technique"]) for c in tried for t in c.recipe["techniques"]}
     assert {name for engine, name in stacks if engine == "swift"} <= {"int8", "prompt-lookup"}

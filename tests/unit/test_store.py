@@ -63,6 +63,23 @@ def test_a_block_that_raises_leaves_nothing(home: Path) -> None:
     assert leavings(home) == []
 
 
+def test_a_build_that_is_ended_while_its_folder_is_made_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler runs right after the call that it came in."""
+    make = Path.mkdir
+
+    def ended(folder: Path, *args: Any, **options: Any) -> None:
+        make(folder, *args, **options)
+        if folder.parent.name == "work":
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "mkdir", ended)
+    with pytest.raises(SystemExit), store.new(KEY, {}):
+        pass
+    assert not list((home / "store" / "work").iterdir())
+
+
 def test_what_lies_at_an_objects_place_without_a_manifest_is_no_object() -> None:
     store.path(KEY).mkdir(parents=True)
     (store.path(KEY) / "stray").write_bytes(b"?")

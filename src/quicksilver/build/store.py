@@ -129,9 +129,9 @@ def _flush(item: Path) -> None:
 def _work(lock: str) -> Iterator[Path]:
     """Yield a folder to work in, which belongs to whoever holds the lock of that name."""
     work = root() / "work" / f"{lock}.{uuid.uuid4().hex[:8]}"
-    with writing(home()):
-        work.mkdir(parents=True)
-    try:
+    try:  # from before the folder is there: a signal that ends this may come while it is made
+        with writing(home()):
+            work.mkdir(parents=True)
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,6 +16,7 @@ import pytest
 
 from quicksilver import api
 from quicksilver.bench import metrics, quality
+from quicksilver.bench.load import read_samples
 from quicksilver.errors import BadInputError, QuicksilverError
 from quicksilver.nouns import Endpoint, Prompt, Recipe
 from quicksilver.search import proof
@@ -89,6 +90,13 @@ def test_a_search_measures_chooses_and_leaves_what_serves(model: Path, workload:
             assert candidate.score.load_s is not None
             assert candidate.score.cold_start_s is not None
             assert candidate.score.cold_start_s > candidate.score.load_s
+    # What is compared took turns, request by request.
+    final = next(entry for entry in lines(found.folder / ROUNDS) if entry["kind"] == "final")
+    cells = (found.folder / "samples").glob(f"*-c1-r{final['round']}.jsonl")
+    order = [s.prompt_id for s in sorted((s for cell in cells for s in read_samples(cell)), key=lambda s: s.sent)]
+    count = len(final["recipes"])
+    assert len(order) > count > 1
+    assert all(len(set(order[i : i + count])) == 1 for i in range(0, len(order), count))
     assert json.loads((found.folder / "result.json").read_text(encoding="utf-8"))["best"] == result.best
     assert "<html" in found.report().read_text(encoding="utf-8")
     with found.serve() as endpoint:

@@ -21,7 +21,7 @@ from quicksilver.build import store
 from quicksilver.build.plan import Plan
 from quicksilver.engines.fake import Fake
 from quicksilver.nouns import Artifact, Endpoint, Prompt, Result, Sample
-from quicksilver.search import outcome, presets, proof, run
+from quicksilver.search import memory, outcome, presets, proof, run
 from quicksilver.search.run import ROUNDS, SERVERS, Run
 from quicksilver.sources import models
 from quicksilver.testing.tiny import make_tiny_model
@@ -49,6 +49,9 @@ class Machine:
     begun: float = 1000.0
     built: set[str] = field(default_factory=set)
     phases: list[str] = field(default_factory=list)
+    up: int = 0
+    most_up: int = 0
+    """Servers at once."""
 
     def take(self, seconds: float) -> None:
         self.now += self.slow * seconds
@@ -74,7 +77,10 @@ class Machine:
     @contextmanager
     def serving(self, ours: Run, artifact: Artifact, recipe: str, *, racing: bool) -> Iterator[Endpoint]:
         self.take(3)
+        self.up += 1
+        self.most_up = max(self.most_up, self.up)
         yield Endpoint(url="http://nowhere/v1", model=artifact.label)
+        self.up -= 1
         started = {"load_s": 1.0, "cold_start_s": 3.0 * self.slow, "memory_mb": 500.0}
         ours.append(SERVERS, {"recipe": recipe, "racing": racing, **started})
 
@@ -113,7 +119,7 @@ class Machine:
                     Sample(
                         prompt.id, concurrency, sent, sent, first=arrivals[0], arrivals=arrivals, end=self.now, prompt_tokens=20,
                         completion_tokens=tokens, finish="length", text=prompt.id, warmup=settings.get("warmup", False),
-                        round=settings.get("round", 0),
+                        round=settings.get("round", 0), turn=settings.get("turn", 0),
                     )
                 )  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -262,3 +268,18 @@ def test_more_answers_are_asked_for_only_as_far_as_there_is_time(
     on(machine, monkeypatch, tmp_path / "home")
     searched(model, workload, tmp_path / "runs", max_task_loss=0.5, metric="regex:1", prompts=600)
     assert machine.elapsed_s <= BUDGET_S
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_servers_of_a_race_are_up_at_once_if_all_of_them_fit(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Each takes 500 MB, and a fifth of what is free is left alone."""
+    machine = Machine(1.0)
+    on(machine, monkeypatch, tmp_path / "home")
+    monkeypatch.setattr(memory, "available_memory", lambda: at_once * 650_000_000)
+    found = searched(model, workload, tmp_path / "runs")
+    assert found.best is not None
+    final = [entry for entry in rounds(tmp_path / "runs") if entry["kind"] == "final"]
+    assert all(len(entry["recipes"]) == 3 for entry in final)
+    assert machine.most_up == at_once

@@ -153,6 +153,25 @@ def test_rounds_give_the_median_and_the_spread() -> None:
     assert found.rounds == 3
 
 
+def test_what_a_server_waits_between_turns_is_not_its_time() -> None:
+    turns = [replace(sample(f"p{n}", 100.0 * n, tokens=11, wait=0.1, gap=0.01), turn=n) for n in range(3)]
+    found = speed(turns, 1)
+    assert found.tokens_per_s.value == pytest.approx(33 / 0.6)
+    assert found.in_flight_mean == pytest.approx(1.0)
+    assert (found.rounds, found.in_flight_max) == (1, 1)
+
+
+@given(samples_of_a_round, st.lists(st.floats(0, 1000), min_size=12, max_size=12))
+def test_when_turns_come_changes_no_figure(samples: list[Sample], moments: list[float]) -> None:
+    turns = [replace(s, turn=number) for number, s in enumerate(samples)]
+    moved = [
+        replace(s, scheduled=s.scheduled + by, sent=s.sent + by, end=s.end + by)
+        for s, by in zip(turns, moments, strict=False)
+    ]
+    assert speed(moved, 1).tokens_per_s.value == pytest.approx(speed(turns, 1).tokens_per_s.value)
+    assert speed(moved, 1).requests_per_s == pytest.approx(speed(turns, 1).requests_per_s)
+
+
 def test_answers_of_one_length_in_an_open_loop_have_no_interval() -> None:
     load = Arrivals(kind="constant", rate_per_s=2)
     same = [replace(sample(f"p{n}", n / 2, tokens=20), load=load.load_name) for n in range(12)]

@@ -212,6 +212,7 @@ class Run:
             sent=now,
             warmup=self.job.warmup,
             round=self.job.round,
+            turn=self.job.turn,
             load=self.job.load,
         )
         if self.asked is not None and now - self.asked >= self.job.timeout_s:

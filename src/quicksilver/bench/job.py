@@ -38,6 +38,7 @@ class Job(Noun):
     api_key_env: str | None = None
     warmup: bool = False
     round: int = 0
+    turn: int = 0
 
     @model_validator(mode="after")
     def _one_loop(self) -> Job:

@@ -38,6 +38,7 @@ def run_load(
     max_tokens: int,
     out: Path,
     round: int = 0,  # noqa: A002  the Sample's word
+    turn: int = 0,
     warmup: bool = False,
     fields: Mapping[str, Any] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] | None = None,
@@ -79,6 +80,7 @@ def run_load(
         api_key_env=API_KEY_ENV if endpoint.api_key else None,
         warmup=warmup,
         round=round,
+        turn=turn,
     )
     start = _prepare(out)
     if driver is not None and driver.api_key == endpoint.api_key:

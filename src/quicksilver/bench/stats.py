@@ -21,7 +21,7 @@ from quicksilver.bench.bootstrap import (
     wilson,
 )
 from quicksilver.bench.spread import Spread
-from quicksilver.bench.steady import described, in_flight, keeps_up, onset
+from quicksilver.bench.steady import by_turn, described, in_flight, keeps_up, onset
 from quicksilver.nouns.arrivals import Arrivals
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Acceptance, Figure, Speed
@@ -186,7 +186,8 @@ def _from(batch: Sequence[Sample], early: int) -> list[Sample]:
 
 
 def _seconds(batch: Sequence[Sample]) -> float:
-    return max(s.end for s in batch) - min(s.sent for s in batch)
+    """Return what a round took: each of its turns from the first request to the last end."""
+    return sum(max(s.end for s in turn) - min(s.sent for s in turn) for turn in by_turn(batch))
 
 
 def _asked(arrivals: Arrivals, rounds: Sequence[Sequence[Sample]]) -> float | None:

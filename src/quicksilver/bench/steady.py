@@ -76,6 +76,14 @@ def mser(series: Floats) -> int:
     return int(np.argmin(errors))
 
 
+def by_turn(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Return a round's Samples by their turns."""
+    turns: dict[int, list[Sample]] = {}
+    for sample in samples:
+        turns.setdefault(sample.turn, []).append(sample)
+    return list(turns.values())
+
+
 def in_flight(samples: Sequence[Sample]) -> tuple[float, int]:
     """Return how many requests of a round were under way, from the moment they were due: the mean over time, and the most.
 
@@ -83,7 +91,7 @@ def in_flight(samples: Sequence[Sample]) -> tuple[float, int]:
     """
     if not samples:
         return 0.0, 0
-    span = max(s.end for s in samples) - min(s.scheduled for s in samples)
+    span = sum(max(s.end for s in turn) - min(s.scheduled for s in turn) for turn in by_turn(samples))
     edges = sorted([(s.scheduled, 1) for s in samples] + [(s.end, -1) for s in samples])
     most = int(np.cumsum([step for _, step in edges]).max())
     return (sum(s.end - s.scheduled for s in samples) / span if span > 0 else 0.0), most

@@ -228,6 +228,10 @@ class Engine(ABC):
         found["max_streams"] = tuple(n for n in found["max_streams"] if 2 * n >= streams)
         return found
 
+    def takes_device(self) -> bool:
+        """Say whether its server takes a device's memory for itself, whatever the model needs, so that none runs beside it."""
+        return False
+
     def cache_tokens(self, settings: Settings, facts: ModelFacts, held: int) -> int:
         """Return the tokens of KV cache that take memory while a load holds so many.
 

@@ -28,6 +28,8 @@ class Sample:
     text: str = ""
     warmup: bool = False
     round: int = 0
+    turn: int = 0
+    """Which part of its round it belongs to: between two of them its server may have waited for others to have their turns."""
     load: str = ""
     """What the load is called, for any but a closed loop with a fixed number of streams."""
     drafted: int | None = None

@@ -17,7 +17,7 @@ from quicksilver.errors import BadInputError, IllegalRecipeError
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.result import Result
 from quicksilver.nouns.technique import Technique
-from quicksilver.search import budget, entries, proof, race, serving, space
+from quicksilver.search import budget, entries, memory, proof, race, serving, space
 from quicksilver.search.outcome import result_of, with_speculation
 from quicksilver.search.state import Entry, Search
 from quicksilver.search.tradeoffs import with_tradeoffs
@@ -51,7 +51,7 @@ def optimize(search: Search, recipes: Sequence[Recipe] | None = None) -> Result:
 def _bring_in(search: Search, engine: str) -> None:
     """Build the model as it comes on a further engine, and judge it: a candidate, and what tells whether the engine works here."""
     entry = entries.add(search, (), engine=engine)
-    if unfit := serving.over_memory(search, (), engine):
+    if unfit := memory.over_memory(search, (), engine):
         entry.status, entry.reason = "left out", unfit
         return
     entries.build(search, entry)
@@ -112,7 +112,7 @@ def _explore(search: Search) -> None:
 
     for name, way in sorted(ways, key=order):
         label = search.label_of(name, way.label)
-        if unfit := serving.over_memory(search, (way,), name):
+        if unfit := memory.over_memory(search, (way,), name):
             search.left_out.append(space.LeftOut(label, unfit))
         elif search.quick and way.calibrated:
             search.left_out.append(space.LeftOut(label, "a quick search tries nothing that is calibrated"))

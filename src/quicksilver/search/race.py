@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from quicksilver.bench import stats
 from quicksilver.nouns.result import Candidate
 from quicksilver.nouns.workload import Prompt
-from quicksilver.search import budget
+from quicksilver.search import budget, memory
 from quicksilver.search.choice import excess
 from quicksilver.search.fit import weights_mb
 from quicksilver.search.outcome import score_of
@@ -92,6 +92,7 @@ def go(
             search.workload.calibration or search.workload.search,
             phase=phase,
             kind=kind,
+            together=memory.fit_together(search, entries),
             most=most,
         )
     measured = search.run.records()[number]["recipes"]

@@ -18,12 +18,13 @@ from quicksilver import engines
 from quicksilver.bench.driver import Driver
 from quicksilver.bench.load import read_samples, run_load
 from quicksilver.engines.process import cold_start_s
-from quicksilver.errors import BadInputError, EngineError, NotEnoughError
+from quicksilver.errors import BadInputError
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Endpoint
 from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.workload import Prompt
+from quicksilver.search import turns
 from quicksilver.search.events import Event
 from quicksilver.sources.home import writable, writing
 
@@ -78,7 +79,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Where servers and build workers write what they have to say."""
+        """Where build workers write what they have to say; servers of a recipe have a file of their own below `logs/`."""
         return self.folder / "log.txt"
 
     def tell(self, phase: str, text: str, done: float | None = None, total: float | None = None) -> None:
@@ -165,7 +166,9 @@ class Run:
 
         `racing` tells a served load from a measurement of quality, which asks for the logits of whole prompts.
         """
-        with engines.find(artifact.engine).serve(artifact.path, artifact.settings, log=self.log) as endpoint:
+        # Of its own: a server that dies is quoted with its last words, and others may be talking.
+        log = self.folder / "logs" / f"{recipe}.txt"
+        with engines.find(artifact.engine).serve(artifact.path, artifact.settings, log=log) as endpoint:
             started_s = cold_start_s(endpoint)
             yield endpoint
             entry = {
@@ -187,12 +190,14 @@ class Run:
         *,
         phase: str,
         kind: str = "",
+        together: bool = False,
         most: Callable[[float], int] | None = None,
     ) -> Measured:
         """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
 
-        `kind` is kept with it. `most` hears how many seconds the first entry took, and says how many of the others there is room
-        for: the rest isn't measured. The first entry is what the others are compared with: if its server can't be started, or
+        With `together` all servers are up at once, and take turns request by request; otherwise one is measured after the other.
+        `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is
+        room for: the rest isn't measured. The first entry is what the others are compared with: if its server can't be started, or
         dies, the EngineError is raised, or NotEnoughError; an entry's whose does is out of the round, which goes on without it.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
@@ -205,44 +210,60 @@ class Run:
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
             path.unlink()
         ordered = list(entries) if number % 2 == 0 or most is not None else list(reversed(entries))
-        total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
-        done = 0
-        failed: dict[str, str] = {}
+        each = sum(len(prompts) for prompts in loads.values())
+        done, total = 0, each * len(ordered)
         with Driver() as driver:
-            for recipe, artifact in ordered:
-                try:
-                    with self.serving(artifact, recipe, racing=True) as endpoint:
-                        warm = self.folder / "samples" / "warm-up.jsonl"
-                        first = warm_up[:WARM_UP_PROMPTS]
-                        run_load(endpoint, first, concurrency=1, max_tokens=16, out=warm, warmup=True, driver=driver)
-                        for concurrency, prompts in loads.items():
-                            text = f"{artifact.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
-                            run_load(
-                                endpoint,
-                                prompts,
-                                concurrency=concurrency,
-                                max_tokens=max_tokens,
-                                out=self.cell(recipe, concurrency, number),
-                                round=number,
-                                on_progress=self.counter(phase, text, done, total),
-                                on_note=self.remark,
-                                driver=driver,
-                            )
-                            done += len(prompts)
-                except (EngineError, NotEnoughError) as error:
-                    if recipe == entries[0][0]:
-                        raise
-                    failed[recipe] = str(error)
-                    for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
-                        path.unlink()
-                if most is not None and recipe == ordered[0][0]:
-                    ordered[1 + most(time.monotonic() - begun) :] = []
-                    total = sum(len(prompts) for prompts in loads.values()) * len(ordered)
+
+            def load(
+                side: turns.Side, concurrency: int, turn: int, prompts: Sequence[Prompt], endpoint: Endpoint
+            ) -> None:
+                nonlocal done
+                text = f"{side.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
+                run_load(
+                    endpoint,
+                    prompts,
+                    concurrency=concurrency,
+                    max_tokens=max_tokens,
+                    out=self.cell(side.recipe, concurrency, number),
+                    round=number,
+                    turn=turn,
+                    on_progress=self.counter(phase, text, done, total),
+                    on_note=self.remark,
+                    driver=driver,
+                )
+                done += len(prompts)
+
+            sides = [
+                turns.Side(
+                    recipe, artifact.label, self._racing(artifact, recipe, warm_up, driver), recipe == entries[0][0]
+                )
+                for recipe, artifact in ordered
+            ]
+            groups = [sides] if together and most is None else [[side] for side in sides]
+            for group in groups:
+                turns.take(group, loads, load)
+                if most is not None and group is groups[0]:
+                    del groups[1 + most(time.monotonic() - begun) :]
+                    total = each * len(groups)
+        taken = {side.recipe: side.failure for group in groups for side in group}
+        failed = {recipe: why for recipe, why in taken.items() if why}
+        for recipe in failed:
+            for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
+                path.unlink()
         seconds = time.monotonic() - begun
-        recipes = [recipe for recipe, _ in entries if recipe in dict(ordered) and recipe not in failed]
+        recipes = [recipe for recipe, _ in entries if recipe in taken and recipe not in failed]
         entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
         self.append(ROUNDS, entry | ({"failed": failed} if failed else {}))
         return Measured(seconds, failed)
+
+    @contextmanager
+    def _racing(self, artifact: Artifact, recipe: str, warm_up: Sequence[Prompt], driver: Driver) -> Iterator[Endpoint]:
+        """Serve an artefact for a race, and let it answer a prompt that isn't counted."""
+        with self.serving(artifact, recipe, racing=True) as endpoint:
+            out = self.folder / "samples" / "warm-up.jsonl"
+            first = warm_up[:WARM_UP_PROMPTS]
+            run_load(endpoint, first, concurrency=1, max_tokens=16, out=out, warmup=True, driver=driver)
+            yield endpoint
 
     def remark(self, sentence: str) -> None:
         """Keep a doubt about the figures for the report, once."""

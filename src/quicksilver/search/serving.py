@@ -12,7 +12,7 @@ from quicksilver.hardware import detect
 from quicksilver.nouns.recipe import Recipe
 from quicksilver.nouns.score import Figure
 from quicksilver.nouns.technique import Technique
-from quicksilver.search import budget, entries, fit, policy, proof, race, space
+from quicksilver.search import budget, entries, memory, policy, proof, race, space
 from quicksilver.search.policy import Policy, Rungs, Shown
 from quicksilver.search.run import took_part
 from quicksilver.search.space import Configuration, LeftOut, Space
@@ -83,20 +83,6 @@ def explore(search: Search) -> None:
     )
     search.stopped = chooser.stopped
     _account(search, chooser)
-
-
-def over_memory(
-    search: Search, stack: Sequence[Technique], engine: str, settings: Sequence[tuple[str, object]] = ()
-) -> str | None:
-    """Say with the arithmetic why a stack on an engine can't keep to the goal's memory, or None."""
-    limit = search.goal.memory_mb
-    if limit is None:
-        return None
-    effective = space.recipe(search.model, stack, engine, settings).effective_settings()
-    runtime_mb, driven = _runtime_mb(search, engine), engines.find(engine)
-    as_is = fit.as_is_mb(search.model, driven)
-    needed = fit.fit(search.model.facts, stack, effective, _load(search), runtime_mb, engine=driven, as_is=as_is)
-    return needed.sentence(limit) if needed.exceeds(limit) else None
 
 
 def _space(search: Search, proven: Sequence[Entry]) -> Space:
@@ -202,26 +188,6 @@ def _tell(search: Search, chooser: Policy, index: int, entry: Entry) -> None:
             chooser.close([index])
 
 
-def _load(search: Search) -> fit.Load:
-    workload = search.workload
-    longest = max((len(ids) for ids in search.token_ids.values()), default=0)
-    answer = max((p.max_tokens or workload.max_tokens for p in workload.evaluation), default=workload.max_tokens)
-    return fit.Load(max(workload.concurrencies), longest + answer)
-
-
-def _runtime_mb(search: Search, engine: str) -> float | None:
-    """What an engine's server of the as-is model was seen to take beyond weights, cache and activations; None before its race."""
-    as_is = entries.as_is(search, engine)
-    seen = [m for served in search.run.servers(as_is.hash) if (m := served["memory_mb"])] if as_is is not None else []
-    if as_is is None or not seen:
-        return None
-    settings = as_is.recipe.effective_settings()
-    driven = engines.find(engine)
-    weights = fit.as_is_mb(search.model, driven)
-    rest = fit.fit(search.model.facts, as_is.stack, settings, _load(search), 0.0, engine=driven, as_is=weights)
-    return max(0.0, max(seen) - rest.total)
-
-
 def _drop_what_does_not_fit(search: Search, chooser: Policy) -> None:
     """Close what the memory limit rules out, with one line of arithmetic for each stack."""
     said: set[tuple[str, tuple[Technique, ...]]] = set()
@@ -230,7 +196,7 @@ def _drop_what_does_not_fit(search: Search, chooser: Policy) -> None:
         if search.goal.memory_mb is None:
             return
         engine = configuration.engine or search.engine
-        if (why := over_memory(search, configuration.stack, engine, configuration.settings)) is None:
+        if (why := memory.over_memory(search, configuration.stack, engine, configuration.settings)) is None:
             continue
         dropped.append(index)
         if (engine, configuration.stack) not in said:

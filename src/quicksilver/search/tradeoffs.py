@@ -22,7 +22,7 @@ from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.score import Figure, Speed
 from quicksilver.nouns.tradeoff import Crossover, Interactions, Point
 from quicksilver.nouns.workload import Prompt
-from quicksilver.search import budget, interactions, pareto, presets
+from quicksilver.search import budget, interactions, memory, pareto, presets
 from quicksilver.search.choice import excess
 from quicksilver.search.entries import as_is
 from quicksilver.search.interactions import Stack
@@ -287,6 +287,7 @@ def _round(
                 search.workload.max_tokens,
                 search.workload.calibration or search.workload.search,
                 phase=phase,
+                together=memory.fit_together(search, entries),
             )
     except (EngineError, NotEnoughError) as error:
         search.run.remark(f"A measurement after the race failed: {error}")

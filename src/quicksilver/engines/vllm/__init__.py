@@ -83,6 +83,10 @@ class Vllm(Engine):
         if name == "draft" and technique.model_dump()["precision"] != "fp16":
             raise IllegalRecipeError("A draft for vLLM is served as it comes: set draft.precision=fp16.")
 
+    def takes_device(self) -> bool:
+        """On a GPU vLLM takes most of the memory at its start (`gpu_memory_utilization`), and makes a cache of what is left."""
+        return not _on_cpu()
+
     def build_needs_mb(self, technique: Technique, facts: ModelFacts) -> tuple[float, float]:
         if technique.name() in ("as-is", "draft"):  # files are copied or linked, no graph is made
             return EXPORT_MB, technique.disk_mb(facts) / 2

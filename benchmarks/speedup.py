@@ -18,7 +18,7 @@ from quicksilver.build import plan as planning
 from quicksilver.nouns import Artifact, Model, Prompt, Recipe, Sample, Workload
 from quicksilver.recipes import load_recipe
 from quicksilver.search.events import Event
-from quicksilver.search.run import open_run
+from quicksilver.search.run import Raced, open_run
 from quicksilver.sources import models, workloads
 from stamp import stamp
 
@@ -39,7 +39,7 @@ def main() -> int:
     model = models.resolve(recipes[0].model)
     load = workloads.load("hotpotqa", prompts=60 + 2 * options.rounds * sum(PROMPTS.values()))
     prompts = [*load.search, *load.evaluation][: options.rounds * sum(PROMPTS.values())]
-    entries = [(r.label, r.hash, _build(r, model, load)) for r in (Recipe(recipes[0].model), *recipes)]
+    entries = [Raced(r.hash, r.label, _build(r, model, load)) for r in (Recipe(recipes[0].model), *recipes)]
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(Path(folder), "speedup", {}, run_id=None, budget_s=1e9, progress=_tell)
         start = 0
@@ -50,16 +50,16 @@ def main() -> int:
                 start += count
             run.round(
                 number,
-                [(key, artifact) for _, key, artifact in entries],
+                entries,
                 loads,
                 load.max_tokens,
                 load.calibration,
                 phase=f"round {number + 1} of {options.rounds}",
             )
         every = list(range(options.rounds))
-        base = run.samples(entries[0][1], every)
-        rows = [_row(label, run.samples(key, every), base) for label, key, _ in entries]
-        losses = _losses([artifact for _, _, artifact in entries], load)
+        base = run.samples(entries[0].recipe, every)
+        rows = [_row(entry.label, run.samples(entry.recipe, every), base) for entry in entries]
+        losses = _losses([entry.artifact for entry in entries], load)
     for row, loss in zip(rows, losses, strict=True):
         row["quality_loss_percent"] = loss
         print(json.dumps(row, indent=1), file=sys.stderr)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 from quicksilver.bench import stats
 from quicksilver.nouns.result import Candidate
+from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.workload import Prompt
 from quicksilver.search import budget, memory
 from quicksilver.search.choice import excess
 from quicksilver.search.fit import weights_mb
 from quicksilver.search.outcome import score_of
-from quicksilver.search.run import took_part
+from quicksilver.search.run import Raced, took_part
 from quicksilver.search.state import Entry, Search, artifact_of
 
 FINAL, FINAL_ROUNDS = "final", 3
@@ -86,7 +87,7 @@ def go(
     with search.run.phase("race"):
         taken = search.run.round(
             number,
-            [(e.hash, artifact_of(e)) for e in entries],
+            [Raced(e.hash, e.label, artifact_of(e)) for e in entries],
             loads,
             search.workload.max_tokens,
             search.workload.calibration or search.workload.search,
@@ -112,8 +113,8 @@ def gains(
 ) -> list[float] | None:
     """Return what an entry makes of the as-is model's figures, the logarithm by load, paired by round; None without any.
 
-    By tokens/s at each concurrency, or where latency counts by the median time of an answer at the lowest: what counts is said by
-    the goal, or by another `metric`.
+    By tokens/s at each concurrency, at one stream for answers of the same lengths, or where latency counts by the median time of an
+    answer at the lowest: what counts is said by the goal, or by another `metric`.
     """
     chosen = entry.rounds if rounds is None else rounds
     own = search.run.samples(entry.hash, chosen)
@@ -122,9 +123,17 @@ def gains(
     if (metric or search.goal.metric) == "latency":
         mine, theirs = (stats.speed(side, min(loads)).e2e_ms for side in (own, base))
         return [math.log(theirs.p50 / mine.p50)] if mine.count and theirs.count else None
-    ratios = [stats.ratio(own, base, concurrency) for concurrency in loads]
-    found = [math.log(ratio.value) for ratio in ratios if ratio is not None and ratio.value > 0]
+    ratios = [_ratio(own, base, concurrency) for concurrency in loads]
+    found = [math.log(ratio) for ratio in ratios if ratio is not None and ratio > 0]
     return found if len(found) == len(loads) else None
+
+
+def _ratio(own: Sequence[Sample], base: Sequence[Sample], concurrency: int) -> float | None:
+    """Return tokens/s over the as-is model's: of one stream, whose few answers end elsewhere with other weights, at the same lengths."""
+    if concurrency == 1:
+        return stats.ratio_at_lengths(own, base)
+    ratio = stats.ratio(own, base, concurrency)
+    return None if ratio is None else ratio.value
 
 
 def gain(search: Search, entry: Entry, metric: str | None = None) -> float:

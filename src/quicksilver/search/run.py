@@ -36,6 +36,16 @@ WARM_UP_PROMPTS = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Raced:
+    """What takes part in a round."""
+
+    recipe: str
+    """Its hash, which names the files of its samples."""
+    label: str
+    artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """A round that is over."""
 
@@ -183,7 +193,7 @@ class Run:
     def round(
         self,
         number: int,
-        entries: Sequence[tuple[str, Artifact]],
+        entries: Sequence[Raced],
         loads: dict[int, Sequence[Prompt]],
         max_tokens: int,
         warm_up: Sequence[Prompt],
@@ -193,7 +203,7 @@ class Run:
         together: bool = False,
         most: Callable[[float], int] | None = None,
     ) -> Measured:
-        """Measure every entry (recipe hash, artefact) once at each concurrency; a round that was finished isn't again.
+        """Measure every entry once at each concurrency; a round that was finished isn't again.
 
         With `together` all servers are up at once, and take turns request by request; otherwise one is measured after the other.
         `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is
@@ -204,7 +214,7 @@ class Run:
         through the entries backwards: a machine that slows down doesn't always slow the same recipe.
         """
         known = self.records().get(number)
-        if known is not None and set(took_part(known)) == {recipe for recipe, _ in entries}:
+        if known is not None and set(took_part(known)) == {entry.recipe for entry in entries}:
             return Measured(float(known.get("seconds", 0.0)), known.get("failed", {}))
         begun = time.monotonic()
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
@@ -234,10 +244,8 @@ class Run:
                 done += len(prompts)
 
             sides = [
-                turns.Side(
-                    recipe, artifact.label, self._racing(artifact, recipe, warm_up, driver), recipe == entries[0][0]
-                )
-                for recipe, artifact in ordered
+                turns.Side(entry.recipe, entry.label, self._racing(entry, warm_up, driver), must=entry is entries[0])
+                for entry in ordered
             ]
             groups = [sides] if together and most is None else [[side] for side in sides]
             for group in groups:
@@ -251,15 +259,15 @@ class Run:
             for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
                 path.unlink()
         seconds = time.monotonic() - begun
-        recipes = [recipe for recipe, _ in entries if recipe in taken and recipe not in failed]
-        entry = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
-        self.append(ROUNDS, entry | ({"failed": failed} if failed else {}))
+        recipes = [entry.recipe for entry in entries if entry.recipe in taken and entry.recipe not in failed]
+        record = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
+        self.append(ROUNDS, record | ({"failed": failed} if failed else {}))
         return Measured(seconds, failed)
 
     @contextmanager
-    def _racing(self, artifact: Artifact, recipe: str, warm_up: Sequence[Prompt], driver: Driver) -> Iterator[Endpoint]:
-        """Serve an artefact for a race, and let it answer a prompt that isn't counted."""
-        with self.serving(artifact, recipe, racing=True) as endpoint:
+    def _racing(self, entry: Raced, warm_up: Sequence[Prompt], driver: Driver) -> Iterator[Endpoint]:
+        """Serve an entry for a race, and let it answer a prompt that isn't counted."""
+        with self.serving(entry.artifact, entry.recipe, racing=True) as endpoint:
             out = self.folder / "samples" / "warm-up.jsonl"
             first = warm_up[:WARM_UP_PROMPTS]
             run_load(endpoint, first, concurrency=1, max_tokens=16, out=out, warmup=True, driver=driver)

@@ -27,6 +27,7 @@ from quicksilver.search.choice import excess
 from quicksilver.search.entries import as_is
 from quicksilver.search.interactions import Stack
 from quicksilver.search.outcome import candidate_of, score_of
+from quicksilver.search.run import Raced
 from quicksilver.search.state import Entry, Search, artifact_of
 
 SHORT_TOKENS = 128
@@ -282,7 +283,7 @@ def _round(
         with search.run.phase(phase):
             taken = search.run.round(
                 number,
-                [(e.hash, artifact_of(e)) for e in entries],
+                [Raced(e.hash, e.label, artifact_of(e)) for e in entries],
                 loads,
                 search.workload.max_tokens,
                 search.workload.calibration or search.workload.search,

@@ -213,10 +213,13 @@ def _through() -> list[str]:
     if not file.is_file():
         return []
     found = json.loads(file.read_text(encoding="utf-8"))
-    said = [
-        f"{name} {' and '.join(f'{_ranged(figure, 3)}x at {load} streams' for load, figure in row['ratio'].items())}"
-        for name, row in found["engines"].items()
-    ]
+    said = []
+    for name, row in found["engines"].items():
+        by_load = [
+            f"{_ranged(figure, 3)}x at {load} {'stream' if load == '1' else 'streams'}"
+            for load, figure in row["ratio"].items()
+        ]
+        said.append(f"{name} {' and '.join(by_load)}")
     return [
         "",
         (

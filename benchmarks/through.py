@@ -86,7 +86,7 @@ def measure(engine: str, rounds: int, workload: str) -> dict[str, Any]:
     ratios = {str(c): ratio(rates["through us"][c], rates["by hand"][c]) for c in STREAMS}
     return {
         "recipe": artifact.label,
-        "arguments": list(server.words),
+        "arguments": nameless(server.words),
         "ratio": ratios,
         "reached": all(figure["value"] >= LIMIT for figure in ratios.values()),
         "tokens_per_s": rates,
@@ -120,6 +120,11 @@ def by_hand(words: Sequence[str], port: int) -> list[str]:
     changed = list(words)
     changed[changed.index("--port") + 1] = str(port)
     return changed
+
+
+def nameless(words: Sequence[str]) -> list[str]:
+    """Return a command without the places of this machine: of a path its last name."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]
 
 
 def compare(

@@ -41,6 +41,11 @@ def test_by_hand_is_the_same_command_on_another_port(through: Any) -> None:
     ]
 
 
+def test_a_command_that_is_kept_names_no_place_of_this_machine(through: Any) -> None:
+    words = ["/home/me/bin/llama-server", "--model", "/tmp/m.gguf", "--port", "9", "--temp", "1"]
+    assert through.nameless(words) == ["llama-server", "--model", "m.gguf", "--port", "9", "--temp", "1"]
+
+
 def test_the_engines_server_is_the_last_below_ours(through: Any) -> None:
     inner = "import time; time.sleep(60)"
     # As a guard does, the one in the middle carries the command that it runs.

@@ -28,7 +28,7 @@ from stamp import stamp
 MODEL = "smollm2-135m-instruct"
 STACKS = {"as-is": (), "q8_0": ("q8_0",), "q4_0": ("q4_0",)}
 BUILDS = ("prebuilt", "native")
-STREAMS = {1: 3, 8: 16}
+STREAMS = {1: 3, 8: 8}
 """Prompts of a round, at each number of streams."""
 TOKENS = 128
 WARM_UP = 2
@@ -37,7 +37,7 @@ WARM_UP = 2
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
     options = parser.parse_args(words)
     if environments.native("llamacpp") is None:

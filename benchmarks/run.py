@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def figures() -> str:
             f"at its peak, all its processes together, and chose {job['best']}. {made(job)}"
         ),
     ]
-    return "\n".join(lines + _speculation() + _search() + _peers() + _through() + planner_figures.lines(RESULTS))
+    return "\n".join(lines + _speculation() + _search() + _peers() + _engines() + planner_figures.lines(RESULTS))
 
 
 def _speculation() -> list[str]:
@@ -207,26 +208,33 @@ def _peers() -> list[str]:
     ]
 
 
-def _through() -> list[str]:
-    """Return what driving an engine through us leaves of its own server's throughput; nothing before it was measured."""
-    file = RESULTS / "through.json"
-    if not file.is_file():
-        return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    said = []
-    for name, row in found["engines"].items():
-        by_load = [
-            f"{_ranged(figure, 3)}x at {load} {'stream' if load == '1' else 'streams'}"
-            for load, figure in row["ratio"].items()
-        ]
-        said.append(f"{name} {' and '.join(by_load)}")
-    return [
-        "",
-        (
-            f"Through us an engine gives, of what its own server gives with the same arguments: {'; '.join(said)}. "
-            f"{found['rounds']} interleaved rounds. {made(found)}"
-        ),
-    ]
+OF_ENGINES = {
+    "through": ("engines", "Through us an engine gives, of what its own server gives with the same arguments"),
+    "native": (
+        "stacks",
+        "llama.cpp's server built for this CPU (`quicksilver engine add llamacpp --native`) gives, of what the prebuilt one gives",
+    ),
+}
+"""Benchmarks whose figures are ratios by load: what the document calls its rows, and what is said of them."""
+
+
+def _engines() -> list[str]:
+    """Return what was measured of engines' own servers, a sentence a benchmark; nothing of one that wasn't run."""
+    lines = []
+    for name, (rows, what) in OF_ENGINES.items():
+        file = RESULTS / f"{name}.json"
+        if not file.is_file():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        said = "; ".join(f"{row} {_by_load(figures['ratio'])}" for row, figures in found[rows].items())
+        lines += ["", f"{what}: {said}. {found['rounds']} interleaved rounds. {made(found)}"]
+    return lines
+
+
+def _by_load(ratios: Mapping[str, dict[str, Any]]) -> str:
+    return " and ".join(
+        f"{_ranged(figure, 3)}x at {load} {'stream' if load == '1' else 'streams'}" for load, figure in ratios.items()
+    )
 
 
 def _percents(figure: dict[str, float]) -> str:

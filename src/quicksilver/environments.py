@@ -40,6 +40,7 @@ OURS = ("default", "dev", "serve")
 OTHERS = ("aiperf", "clients", "exports", "transformers")
 """Locks of what only `make` installs: clients and servers of others, and schemas of what is exported."""
 SAY_EVERY_S = 5.0
+SAY_BUILT_EVERY_S = 20.0
 NO_DISK = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 # What runs a command, and ends it and all that it started if whoever asked for it is gone, however that ended: then 0 is at its end.
 _WATCH = (
@@ -112,7 +113,8 @@ class NativeBuild:
     def run(self, command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> None:
         """Run a command in `work`, its output in the log. Raises EngineError, NotEnoughError with what it said last."""
         name = Path(command[0]).name
-        _run(command, self.log, f"The command {name} of the native build", environment=environment, cwd=self.work)
+        what, hear = f"The command {name} of the native build", _Built(self.say).line
+        _run(command, self.log, what, hear=hear, environment=environment, cwd=self.work)
 
 
 def folder_of_locks() -> Path:
@@ -347,6 +349,27 @@ class _Progress:
         elif found and time.monotonic() - self._said >= SAY_EVERY_S:
             self._said = time.monotonic()
             self._say(f"{self._name}: {self._seen} of {self._count} packages, {found[1].partition('==')[0]}.")
+
+
+class _Built:
+    """Says from time to time how far a build is, by what makefiles (`[ 45%] …`) and ninja (`[12/206] …`) print."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._first: tuple[float, float] | None = None
+        self._said = time.monotonic()
+
+    def line(self, line: str) -> None:
+        found = re.match(r"\[ *(\d+)(?:%|/(\d+))\] ", line)
+        if found is None:
+            return
+        share, now = int(found[1]) / int(found[2] or 100), time.monotonic()
+        # A build that goes on where another was broken off does the first of it in no time.
+        begun, at = self._first = self._first or (now, share)
+        if now - self._said >= SAY_BUILT_EVERY_S and share > at:
+            self._said = now
+            left_s = (now - begun) * (1 - share) / (share - at)
+            self._say(f"{share:.0%} is built; about {max(1, round(left_s / 60))} min left.")
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -210,6 +211,33 @@ def test_a_native_build_takes_its_place_when_it_is_whole(locks: Path) -> None:
             instructions=instructions(),
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["[  0%] Building a.o", "[ 25%] Building b.o", "[ 50%] Linking c"], ["25%", "50%"]),
+        (["[1/206] CXX a.o", "[103/206] CXX b.o", "[103/206] CXX c.o", "[206/206] Linking"], ["50%", "50%", "100%"]),
+        (["-- Found Git", "[x%] no", "[ 10%]", "/src/a.cpp: warning: [ 50%] of it"], []),
+    ],
+    ids=["make", "ninja", "neither"],
+)
+def test_a_native_build_says_how_far_it_is(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], said: list[str]
+) -> None:
+    monkeypatch.setattr(environments, "SAY_BUILT_EVERY_S", 0.0)
+    heard: list[str] = []
+
+    def prints(build: NativeBuild) -> None:
+        (build.target / "server").touch()
+        build.run(
+            [build.python, "-c", f"import time\nfor line in {lines!r}: print(line, flush=True); time.sleep(0.01)"]
+        )
+
+    environments.add("tiny", say=heard.append, native=prints)
+    built = [text for text in heard if "is built" in text]
+    assert [text.split()[0] for text in built] == said
+    assert all(re.fullmatch(r"\d+% is built; about 1 min left\.", text) for text in built)
 
 
 def test_a_native_build_of_another_cpu_is_not_used(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,16 @@ def test_one_stream_takes_turns_by_request_and_several_by_load() -> None:
     assert not race.failures()
 
 
+def test_waves_have_a_turn_each_and_go_there_and_back() -> None:
+    race = Race("as-is", "int8")
+    take(race.sides, {2: prompts(5)}, race.load, waves=True)
+    assert race.turns == [
+        ("as-is", 2, 0, ("p0", "p1")), ("int8", 2, 0, ("p0", "p1")),
+        ("int8", 2, 1, ("p2", "p3")), ("as-is", 2, 1, ("p2", "p3")),
+        ("as-is", 2, 2, ("p4",)), ("int8", 2, 2, ("p4",)),
+    ]  # fmt: skip
+
+
 @given(
     st.integers(1, 5), st.dictionaries(st.sampled_from([1, 2, 8]), st.integers(1, 7), min_size=1), st.integers(0, 200)
 )

@@ -94,6 +94,8 @@ def go(
             phase=phase,
             kind=kind,
             together=memory.fit_together(search, entries),
+            # So that a longer race measures what a short one does; the final keeps streams busy, and its figures are shown.
+            waves=kind != FINAL,
             most=most,
         )
     measured = search.run.records()[number]["recipes"]

@@ -201,11 +201,13 @@ class Run:
         phase: str,
         kind: str = "",
         together: bool = False,
+        waves: bool = False,
         most: Callable[[float], int] | None = None,
     ) -> Measured:
         """Measure every entry once at each concurrency; a round that was finished isn't again.
 
-        With `together` all servers are up at once, and take turns request by request; otherwise one is measured after the other.
+        With `together` all servers are up at once, and take turns request by request; otherwise one is measured after the other. `waves` is
+        as in `turns.take`.
         `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is
         room for: the rest isn't measured. The first entry is what the others are compared with: if its server can't be started, or
         dies, the EngineError is raised, or NotEnoughError; an entry's whose does is out of the round, which goes on without it.
@@ -249,7 +251,7 @@ class Run:
             ]
             groups = [sides] if together and most is None else [[side] for side in sides]
             for group in groups:
-                turns.take(group, loads, load)
+                turns.take(group, loads, load, waves=waves)
                 if most is not None and group is groups[0]:
                     del groups[1 + most(time.monotonic() - begun) :]
                     total = each * len(groups)

@@ -71,19 +71,22 @@ class Side:
             self.failure = str(why)
 
 
-def take(sides: Sequence[Side], loads: Mapping[int, Sequence[Prompt]], load: Load) -> None:
+def take(sides: Sequence[Side], loads: Mapping[int, Sequence[Prompt]], load: Load, *, waves: bool = False) -> None:
     """Start all sides, give each every load (concurrency → prompts) in turns, and end them.
 
     At one stream a turn is one request, so that what is compared is seconds apart and a machine that drifts is the same one for
-    all; several streams are kept busy from the first prompt to the last, and have one turn. Every other turn goes backwards. A side
-    that fails is out, and says why. Raises EngineError or NotEnoughError if one that must not fail does.
+    all. Several streams have one turn, in which they are kept busy from the first prompt to the last; with `waves` it is as many
+    prompts as there are streams, each of which ends with its longest answer. Every other turn goes backwards. A side that fails is
+    out, and says why. Raises EngineError or NotEnoughError if one that must not fail does.
     """
     with ExitStack() as held:
         try:
             for side in sides:
                 held.enter_context(side).start()
             for concurrency, prompts in loads.items():
-                for turn, chosen in enumerate([[prompt] for prompt in prompts] if concurrency == 1 else [prompts]):
+                size = concurrency if waves or concurrency == 1 else len(prompts)
+                for turn, start in enumerate(range(0, len(prompts), size)):
+                    chosen = prompts[start : start + size]
                     for side in sides if turn % 2 == 0 else reversed(sides):
                         side.have(partial(load, side, concurrency, turn, chosen))
             for side in sides:

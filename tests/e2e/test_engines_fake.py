@@ -177,6 +177,8 @@ def test_an_engine_that_dies_in_the_race_is_given_up_and_the_others_go_on(
         assert by_label[label].reason
         assert not by_label[label].score.speed
     assert any("engine frail was given up" in remark for remark in found.result.remarks)
+    # What it was asked after its end says nothing of the load client.
+    assert not any("saturated" in remark for remark in found.result.remarks)
     first = lines(found.folder / ROUNDS)[0]
     assert len(first["recipes"]) == 2 and len(first["failed"]) == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import pytest
 
 from quicksilver import api
 from quicksilver.bench import greedy, quality, report
+from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.quality import PromptLogprobs
 from quicksilver.build import build as building
 from quicksilver.build import store
@@ -52,6 +54,8 @@ class Machine:
     up: int = 0
     most_up: int = 0
     """Servers at once."""
+    client_share: Iterator[float] = field(default_factory=lambda: itertools.repeat(0.0))
+    """What each load takes of a core for the client."""
 
     def take(self, seconds: float) -> None:
         self.now += self.slow * seconds
@@ -122,6 +126,8 @@ class Machine:
                         round=settings.get("round", 0), turn=settings.get("turn", 0),
                     )
                 )  # fmt: skip
+        if "on_report" in settings:
+            settings["on_report"](ClientReport(cpu_share=next(self.client_share)))
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(s.to_json()) + "\n" for s in samples)
@@ -283,3 +289,15 @@ def test_servers_of_a_race_are_up_at_once_if_all_of_them_fit(
     final = [entry for entry in rounds(tmp_path / "runs") if entry["kind"] == "final"]
     assert all(len(entry["recipes"]) == 3 for entry in final)
     assert machine.most_up == at_once
+
+
+def test_a_load_in_many_turns_is_doubted_once(
+    model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(3.0, client_share=itertools.cycle([0.16, 0.17, 0.18]))
+    on(machine, monkeypatch, tmp_path / "home")
+    found = searched(model, workload, tmp_path / "runs")
+    at_one = [remark for remark in found.remarks if "of a core at 1 stream" in remark]
+    assert at_one == [
+        "The load client took 18% of a core at 1 stream, more than 15%: the figures may be its limit, not the server's."
+    ]

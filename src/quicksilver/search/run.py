@@ -15,10 +15,13 @@ from typing import Any
 import psutil
 
 from quicksilver import engines
+from quicksilver.bench import doubts
+from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.driver import Driver
 from quicksilver.bench.load import read_samples, run_load
 from quicksilver.engines.process import cold_start_s
 from quicksilver.errors import BadInputError
+from quicksilver.nouns.arrivals import Arrivals
 from quicksilver.nouns.artifact import Artifact
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.engine import Endpoint
@@ -71,6 +74,8 @@ class Run:
     """Seconds that processes before this one had spent on the run when they finished their last round."""
     best: str = ""
     """What is best so far, in a few words, for whoever watches."""
+    _clients: dict[int, tuple[ClientReport, int]] = field(default_factory=dict)
+    """The worst that the load client said of its work, and of how many requests, by concurrency."""
 
     @property
     def elapsed_s(self) -> float:
@@ -224,6 +229,7 @@ class Run:
         ordered = list(entries) if number % 2 == 0 or most is not None else list(reversed(entries))
         each = sum(len(prompts) for prompts in loads.values())
         done, total = 0, each * len(ordered)
+        reports: dict[tuple[str, int], list[ClientReport]] = {}
         with Driver() as driver:
 
             def load(
@@ -240,7 +246,8 @@ class Run:
                     round=number,
                     turn=turn,
                     on_progress=self.counter(phase, text, done, total),
-                    on_note=self.remark,
+                    on_note=lambda _: None,
+                    on_report=reports.setdefault((side.recipe, concurrency), []).append,
                     driver=driver,
                 )
                 done += len(prompts)
@@ -260,6 +267,9 @@ class Run:
         for recipe in failed:
             for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):
                 path.unlink()
+        for (recipe, concurrency), heard in reports.items():
+            if recipe not in failed:
+                self._doubt(concurrency, heard, len(loads[concurrency]))
         seconds = time.monotonic() - begun
         recipes = [entry.recipe for entry in entries if entry.recipe in taken and entry.recipe not in failed]
         record = {"round": number, "recipes": recipes, "kind": kind, "seconds": seconds, "elapsed_s": self.elapsed_s}
@@ -274,6 +284,17 @@ class Run:
             first = warm_up[:WARM_UP_PROMPTS]
             run_load(endpoint, first, concurrency=1, max_tokens=16, out=out, warmup=True, driver=driver)
             yield endpoint
+
+    def _doubt(self, concurrency: int, heard: Sequence[ClientReport], requests: int) -> None:
+        """Keep the worst that the load client said of its work under a load, in all rounds: their many turns aren't a sentence each."""
+        load = Arrivals.closed(concurrency)
+        if (known := self._clients.get(concurrency)) is not None:
+            said = doubts.sentences(known[0], load, known[1])
+            self.remarks[:] = [remark for remark in self.remarks if remark not in said]
+            heard, requests = [known[0], *heard], known[1] + requests
+        self._clients[concurrency] = doubts.worst(heard), requests
+        for sentence in doubts.sentences(self._clients[concurrency][0], load, requests):
+            self.remark(sentence)
 
     def remark(self, sentence: str) -> None:
         """Keep a doubt about the figures for the report, once."""

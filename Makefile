@@ -9,7 +9,7 @@ SMALL_ENGINES := $(filter llamacpp,$(basename $(notdir $(wildcard envs/*.lock)))
 LARGE_ENGINES := $(filter vllm llmcompressor,$(basename $(notdir $(wildcard envs/*.lock))))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 
-.PHONY: demo test lint suite engines bench clients agreement search peers planner presets exports clean
+.PHONY: demo test lint suite engines bench clients agreement search peers native planner presets exports clean
 
 demo: $(VENV)/.default  ## measure SmolLM2-135M as it comes and every recipe worth trying; about 10 minutes
 	$(BIN)/quicksilver optimize smollm2-135m-instruct --workload hotpotqa --goal cost
@@ -47,6 +47,10 @@ peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other 
 	$(BIN)/quicksilver engine add llamacpp
 	$(BIN)/quicksilver engine add vllm
 	$(BIN)/python benchmarks/run.py peers through
+
+native: $(VENV)/.default  ## llama.cpp built for this CPU against the prebuilt one; about half an hour on two cores
+	$(BIN)/quicksilver engine add llamacpp --native
+	$(BIN)/python benchmarks/run.py native
 
 planner: $(VENV)/.default  ## predictions against what is published and what this machine does; 0.6 GB of operator tables, about 40 minutes
 	$(BIN)/quicksilver engine add planner

@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 
 suite: $(VENV)/.dev
 	@for name in $(SMALL_ENGINES); do $(BIN)/quicksilver engine add $$name || exit 1; done
-	QUICKSILVER_TEST_ENGINES="$(SMALL_ENGINES)" $(BIN)/pytest -n 2 --dist loadfile --durations 30 --durations-min 5
+	QUICKSILVER_TEST_ENGINES="$(SMALL_ENGINES)" $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 5
 
 engines: $(VENV)/.dev  ## every engine's environment (about 5 GB), and the tests that need the large ones; about 15 minutes
 	@for name in $(SMALL_ENGINES) $(LARGE_ENGINES); do $(BIN)/quicksilver engine add $$name || exit 1; done

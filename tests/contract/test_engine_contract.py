@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from quicksilver import api
+from quicksilver import api, environments
 from quicksilver.engines import find, installed, names
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Endpoint, Engine, Recipe, Settings
@@ -162,7 +162,7 @@ def installed_engine(name: str) -> Engine:
 class TestLlamaCpp(EngineContract):
     """In the environment that `make test` adds."""
 
-    settings: ClassVar[Settings] = Settings(max_streams=4)
+    settings: ClassVar[Settings] = Settings(max_streams=4, properties={"build": "prebuilt"})
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -173,6 +173,20 @@ class TestLlamaCpp(EngineContract):
     @classmethod
     def artifact(cls, engine: Engine, tiny: Path) -> Path:
         return api.build(Recipe(str(tiny), engine="llamacpp")).path
+
+
+class TestLlamaCppForThisCpu(TestLlamaCpp):
+    """Where somebody has built it (`make native`): the same words have to be those of llama-server itself."""
+
+    settings: ClassVar[Settings] = Settings(max_streams=4, properties={"build": "native"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Engine:
+        engine = installed_engine("llamacpp")
+        if environments.native(engine.environment) is None:
+            pytest.skip("llama.cpp isn't built for this CPU; `quicksilver engine add llamacpp --native` builds it.")
+        return engine
 
 
 class TestRemote(EngineContract):

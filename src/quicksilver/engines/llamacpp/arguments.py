@@ -129,6 +129,8 @@ def compile_arguments(
         "cache-prompt": settings.prefix_caching,
         "cache-ram": 0,
         "fit": "off",
+        "metrics": True,
+        "ui": False,
         # As the OpenAI API has it: what a request doesn't say isn't filtered.
         "temp": 1,
         "top-k": 0,

@@ -34,7 +34,13 @@ NUMBERS = {
 }
 REALS = {"temp": "sampling.temp", "top-p": "sampling.top_p", "min-p": "sampling.min_p"}
 TEXTS = {"model": "model.path", "spec-draft-model": "speculative.draft.mparams.path"}
-SWITCHES = {"kv-unified": "kv_unified", "cache-prompt": "cache_prompt", "warmup": "warmup"}
+SWITCHES = {
+    "kv-unified": "kv_unified",
+    "cache-prompt": "cache_prompt",
+    "warmup": "warmup",
+    "metrics": "endpoint_metrics",
+    "ui": "ui",
+}
 OTHERS = (
     "alias", "host", "api-key", "cache-type-k", "cache-type-v", "flash-attn", "fit", "spec-type", "load-mode", "numa", "prio",
 )  # fmt: skip
@@ -72,8 +78,6 @@ def parameters(options: dict[str, Any]) -> Any:
     found.model_alias = {options["alias"]}
     found.hostnames = {options["host"]} if isinstance(found.hostnames, set) else [options["host"]]
     found.fit_params = options.get("fit") != "off"
-    found.ui = False
-    found.endpoint_metrics = True
     if "api-key" in options:
         found.api_keys = options["api-key"].split(",")
     if "repack" in options:

@@ -99,7 +99,7 @@ def measure(search: Search, where: Space, batch: Sequence[int], weight: int) -> 
     for entry in joined.values():
         if entry.artifact is None:
             entries.build(search, entry, must=True)
-    counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
+    counts = race.short(search.workload.concurrencies, weight)
     others = [entry for entry in joined.values() if entry is not search.baseline]
     seconds = race.go(search, [search.baseline, *others], race.take(search, counts), "race", race.kind_of(weight))
     rounds = [search.next_round - 1]

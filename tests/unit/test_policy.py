@@ -150,6 +150,7 @@ def test_it_says_what_it_still_looks_for(where: Space) -> None:
     said: list[str] = []
     search(started(where), Machine(where).race, trials=20, tell=lambda policy, batch: said.append(policy.why))
     assert any("may bring up to" in why for why in said)
+    assert not any("e+" in why for why in said)
 
 
 def test_the_cost_model_predicts_what_it_has_not_seen(where: Space) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,6 @@ from quicksilver.bench.stats import (
     latency,
     mean_figure,
     ratio,
-    ratio_at_lengths,
     speed,
     tpot_ms,
 )
@@ -287,36 +285,6 @@ def test_the_ratio_of_one_round_has_an_interval_over_prompts() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 250), st.integers(1, 250), st.floats(0.01, 3)), min_size=1, max_size=6),
-    st.floats(0.3, 3),
-)
-def test_where_an_answer_ends_does_not_change_the_ratio_at_lengths(
-    answers: list[tuple[int, int, float]], faster: float
-) -> None:
-    """A side that does everything so many times as fast is that, whatever it answers."""
-    theirs = [sample(f"p{n}", 9.0 * n, tokens=t, wait=w) for n, (t, _, w) in enumerate(answers)]
-    mine = [
-        sample(f"p{n}", 9.0 * n, tokens=t, wait=w / faster, gap=0.01 / faster) for n, (_, t, w) in enumerate(answers)
-    ]
-    if any(tokens > 1 for _, tokens, _ in answers):
-        assert ratio_at_lengths(mine, theirs) == pytest.approx(faster)
-
-
-def test_at_equal_lengths_the_ratio_is_that_of_rates() -> None:
-    base = [sample("a", 0.0, 5), sample("b", 1.0, 9), sample("c", 0.0, 5, round=1)]
-    ours = [sample("a", 0.0, 5, 0.005), sample("b", 1.0, 9, 0.002), sample("c", 0.0, 5, 0.001, round=1)]
-    in_turns, base_in_turns = ([replace(s, turn=n) for n, s in enumerate(side)] for side in (ours, base))
-    figure = ratio(in_turns, base_in_turns, 1)
-    assert figure is not None
-    assert ratio_at_lengths(ours, base) == pytest.approx(figure.value)
-    assert ratio_at_lengths(base, base) == pytest.approx(1)
-    assert ratio_at_lengths([*base, failed("d", 3.0, 4.0)], base) == pytest.approx(math.sqrt(0.32 / 1.32))
-    assert ratio_at_lengths(ours, []) is None
-    assert ratio_at_lengths([failed("a", 0.0, 1.0)], base) is None
-    assert ratio_at_lengths([replace(s, prompt_id="other") for s in ours], base) is None
 
 
 def test_there_is_no_ratio_to_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from quicksilver.nouns.score import Acceptance, Figure, Speed
 
 __all__ = [
     "LEVEL", "Floats", "acceptance", "bootstrap_sums", "error_kind", "figures", "interval", "itl_ms", "latency", "mean_figure", "of_load",
-    "percentiles", "ratio", "ratio_at_lengths", "speed", "tpot_ms", "wilson",
+    "percentiles", "ratio", "speed", "tpot_ms", "wilson",
 ]  # fmt: skip
 
 
@@ -161,40 +160,6 @@ def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: in
         if spread is None
         else Figure(value=value, low=value * spread[0], high=value * spread[1], unit="x")
     )
-
-
-def ratio_at_lengths(samples: Sequence[Sample], baseline: Sequence[Sample]) -> float | None:
-    """Return tokens/s of one stream over the baseline's, in times, had both given answers of the baseline's lengths.
-
-    Over the prompts that both answered in a round, of which the ratio is of summed times, failed requests' included; rounds are paired
-    and averaged as in `ratio`.
-    Tokens that an answer lacks, or has more, count at its side's time per output token in that round. Rounded weights end answers
-    elsewhere, and with few prompts that moves tokens/s, most of whose time may be the first token's, by more than what they gain.
-    None if no round is shared in which both answered a prompt.
-    """
-    mine, theirs = (
-        _rounds(s for s in side if not s.warmup and not s.load and s.concurrency == 1) for side in (samples, baseline)
-    )
-    logs = []
-    for number in mine.keys() & theirs.keys():
-        wanted = {s.prompt_id: s for s in theirs[number] if s.error is None}
-        answered = [s for s in mine[number] if s.error is None and s.prompt_id in wanted]
-        later = sum(max(0, s.completion_tokens - 1) for s in answered)
-        each = sum(s.end - (s.first or s.end) for s in answered) / later if later else 0.0
-        more = sum(wanted[s.prompt_id].completion_tokens - s.completion_tokens for s in answered)
-        base = sum(_busy_s(wanted[s.prompt_id]) for s in answered) + _failed_s(theirs[number])
-        own = sum(map(_busy_s, answered)) + each * more + _failed_s(mine[number])
-        if answered and base > 0 and own > 0:
-            logs.append(math.log(base / own))
-    return math.exp(sum(logs) / len(logs)) if logs else None
-
-
-def _busy_s(sample: Sample) -> float:
-    return sample.end - sample.sent
-
-
-def _failed_s(batch: Iterable[Sample]) -> float:
-    return sum(_busy_s(s) for s in batch if s.error is not None)
 
 
 @dataclass(slots=True)

@@ -216,14 +216,14 @@ class Policy:
             hope = float(hopes.max())
             if self._told and hope < FLOOR * self.noise:
                 self.stopped = (
-                    f"the best of the {int(left.sum())} configurations that are left promises {100 * hope:.1g} % more, "
-                    f"and a race can't tell less than {100 * self.noise:.1g} % apart"
+                    f"the best of the {int(left.sum())} configurations that are left promises {_percent(hope)} more, "
+                    f"and a race can't tell less than {_percent(self.noise)} apart"
                 )
                 break
             index = int(self._order[int(hopes.argmax())])
             if not chosen:
                 most = float(merits.high[index]) - top
-                self.why = f"which may bring up to {100 * math.expm1(most):.0f} % (expected {100 * hope:.1g} %)"
+                self.why = f"which may bring up to {_percent(math.expm1(most))} (expected {_percent(hope)})"
             chosen.append(index)
             if self._numerics[index] not in self._proven:
                 chances[[n for n, other in enumerate(self._numerics) if other == self._numerics[index]]] *= SHARED
@@ -268,6 +268,12 @@ def _improvement(merits: Predicted, top: float) -> Floats:
     density = np.exp(-(away**2) / 2) / math.sqrt(2 * math.pi)
     improvement: Floats = merits.sd * (away * ndtr(away) + density)
     return improvement
+
+
+def _percent(share: float) -> str:
+    """Return a share as whole percent, or one digit of less than that."""
+    value = 100 * share
+    return f"{value:.0f} %" if abs(value) >= 1 else f"{value:.1g} %"
 
 
 Race = Callable[[Sequence[int], int], Mapping[int, Shown]]

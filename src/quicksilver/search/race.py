@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from quicksilver.bench import stats
 from quicksilver.nouns.result import Candidate
-from quicksilver.nouns.sample import Sample
 from quicksilver.nouns.workload import Prompt
 from quicksilver.search import budget, memory
 from quicksilver.search.choice import excess
@@ -37,7 +36,7 @@ def race(search: Search, entries: Sequence[Entry], what: str, weight: int = 1, s
     else:
         fitting = list(entries)[: budget.room(search, weight)]
     if fitting:
-        counts = {c: weight * (3 if c == 1 else c) for c in search.workload.concurrencies}
+        counts = short(search.workload.concurrencies, weight)
         phase, kind, most = f"short race: {what}", kind_of(weight), None
         if search.entry_s is None:
             # What was made to round more boldly has as many bytes, and comes first.
@@ -94,8 +93,8 @@ def go(
             phase=phase,
             kind=kind,
             together=memory.fit_together(search, entries),
-            # So that a longer race measures what a short one does; the final keeps streams busy, and its figures are shown.
-            waves=kind != FINAL,
+            # The final keeps streams busy, and its answers are what the gate reads.
+            short=kind != FINAL,
             most=most,
         )
     measured = search.run.records()[number]["recipes"]
@@ -115,8 +114,8 @@ def gains(
 ) -> list[float] | None:
     """Return what an entry makes of the as-is model's figures, the logarithm by load, paired by round; None without any.
 
-    By tokens/s at each concurrency, at one stream for answers of the same lengths, or where latency counts by the median time of an
-    answer at the lowest: what counts is said by the goal, or by another `metric`.
+    By tokens/s at each concurrency, or where latency counts by the median time of an answer at the lowest: what counts is said by the
+    goal, or by another `metric`.
     """
     chosen = entry.rounds if rounds is None else rounds
     own = search.run.samples(entry.hash, chosen)
@@ -125,17 +124,9 @@ def gains(
     if (metric or search.goal.metric) == "latency":
         mine, theirs = (stats.speed(side, min(loads)).e2e_ms for side in (own, base))
         return [math.log(theirs.p50 / mine.p50)] if mine.count and theirs.count else None
-    ratios = [_ratio(own, base, concurrency) for concurrency in loads]
-    found = [math.log(ratio) for ratio in ratios if ratio is not None and ratio > 0]
+    ratios = [stats.ratio(own, base, concurrency) for concurrency in loads]
+    found = [math.log(ratio.value) for ratio in ratios if ratio is not None and ratio.value > 0]
     return found if len(found) == len(loads) else None
-
-
-def _ratio(own: Sequence[Sample], base: Sequence[Sample], concurrency: int) -> float | None:
-    """Return tokens/s over the as-is model's: of one stream, whose few answers end elsewhere with other weights, at the same lengths."""
-    if concurrency == 1:
-        return stats.ratio_at_lengths(own, base)
-    ratio = stats.ratio(own, base, concurrency)
-    return None if ratio is None else ratio.value
 
 
 def gain(search: Search, entry: Entry, metric: str | None = None) -> float:
@@ -150,6 +141,12 @@ def breaks_a_limit(search: Search, entry: Entry) -> bool:
     """Whether what was measured of an entry so far is over a limit of the goal."""
     candidate = Candidate(label=entry.label, recipe={}, recipe_hash=entry.hash, score=score_of(search, entry))
     return bool(excess(candidate, search.goal))
+
+
+def short(concurrencies: Sequence[int], weight: int) -> dict[int, int]:
+    """Return the prompts of a race that is as long as so many short ones, by concurrency; of a single one it has twice as many."""
+    alone = 2 if len(concurrencies) == 1 else 1
+    return {c: weight * alone * (3 if c == 1 else c) for c in concurrencies}
 
 
 def take(search: Search, counts: dict[int, int]) -> dict[int, Sequence[Prompt]]:

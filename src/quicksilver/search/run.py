@@ -206,19 +206,20 @@ class Run:
         phase: str,
         kind: str = "",
         together: bool = False,
-        waves: bool = False,
+        short: bool = False,
         most: Callable[[float], int] | None = None,
     ) -> Measured:
         """Measure every entry once at each concurrency; a round that was finished isn't again.
 
-        With `together` all servers are up at once, and take turns request by request; otherwise one is measured after the other. `waves` is
-        as in `turns.take`.
-        `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is
-        room for: the rest isn't measured. The first entry is what the others are compared with: if its server can't be started, or
-        dies, the EngineError is raised, or NotEnoughError; an entry's whose does is out of the round, which goes on without it.
+        With `together` all servers are up at once, and take turns; otherwise one is measured after the other. The first entry, which the
+        others are compared with, leads. A `short` round goes by waves (see `turns.take`), and the others' answers are made as long as the
+        first's: where rounded weights end an answer says nothing of speed, and of few answers it would be most of what is measured.
+        `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is room for:
+        the rest isn't measured. If the first entry's server can't be started, or dies, the EngineError is raised, or NotEnoughError; an
+        entry's whose does is out of the round, which goes on without it.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
-        through the entries backwards: a machine that slows down doesn't always slow the same recipe.
+        through the entries after the first backwards: a machine that slows down doesn't always slow the same recipe.
         """
         known = self.records().get(number)
         if known is not None and set(took_part(known)) == {entry.recipe for entry in entries}:
@@ -226,7 +227,9 @@ class Run:
         begun = time.monotonic()
         for path in (self.folder / "samples").glob(f"*-r{number}.jsonl"):
             path.unlink()
-        ordered = list(entries) if number % 2 == 0 or most is not None else list(reversed(entries))
+        first, *others = entries
+        ordered = [first, *(others if number % 2 == 0 or most is not None else reversed(others))]
+        lengths: dict[str, int] = {}
         each = sum(len(prompts) for prompts in loads.values())
         done, total = 0, each * len(ordered)
         reports: dict[tuple[str, int], list[ClientReport]] = {}
@@ -236,10 +239,11 @@ class Run:
                 side: turns.Side, concurrency: int, turn: int, prompts: Sequence[Prompt], endpoint: Endpoint
             ) -> None:
                 nonlocal done
+                leads = side.recipe == first.recipe
                 text = f"{side.label} at {concurrency} stream{'s' if concurrency > 1 else ''}"
-                run_load(
+                samples = run_load(
                     endpoint,
-                    prompts,
+                    prompts if leads else [_as_long(prompt, lengths) for prompt in prompts],
                     concurrency=concurrency,
                     max_tokens=max_tokens,
                     out=self.cell(side.recipe, concurrency, number),
@@ -251,14 +255,16 @@ class Run:
                     driver=driver,
                 )
                 done += len(prompts)
+                if leads and short:
+                    lengths.update({s.prompt_id: s.completion_tokens for s in samples if s.error is None})
 
             sides = [
-                turns.Side(entry.recipe, entry.label, self._racing(entry, warm_up, driver), must=entry is entries[0])
+                turns.Side(entry.recipe, entry.label, self._racing(entry, warm_up, driver), must=entry is first)
                 for entry in ordered
             ]
             groups = [sides] if together and most is None else [[side] for side in sides]
             for group in groups:
-                turns.take(group, loads, load, waves=waves)
+                turns.take(group, loads, load, waves=short)
                 if most is not None and group is groups[0]:
                     del groups[1 + most(time.monotonic() - begun) :]
                     total = each * len(groups)
@@ -300,6 +306,13 @@ class Run:
         """Keep a doubt about the figures for the report, once."""
         if sentence not in self.remarks:
             self.remarks.append(sentence)
+
+
+def _as_long(prompt: Prompt, lengths: Mapping[str, int]) -> Prompt:
+    """Return a prompt whose answer is as long as the one that is known, wherever it would end by itself."""
+    if prompt.id not in lengths:
+        return prompt
+    return prompt.model_copy(update={"max_tokens": max(1, lengths[prompt.id]), "ignore_eos": True})
 
 
 def took_part(record: Mapping[str, Any]) -> list[str]:

@@ -76,9 +76,10 @@ def take(sides: Sequence[Side], loads: Mapping[int, Sequence[Prompt]], load: Loa
 
     At one stream a turn is one request, so that what is compared is seconds apart and a machine that drifts is the same one for
     all. Several streams have one turn, in which they are kept busy from the first prompt to the last; with `waves` it is as many
-    prompts as there are streams, each of which ends with its longest answer. Every other turn goes backwards. A side that fails is
-    out, and says why. Raises EngineError or NotEnoughError if one that must not fail does.
+    prompts as there are streams, each of which ends with its longest answer. The first leads; of the others every other turn goes
+    backwards. A side that fails is out, and says why. Raises EngineError or NotEnoughError if one that must not fail does.
     """
+    first, *others = sides
     with ExitStack() as held:
         try:
             for side in sides:
@@ -87,7 +88,7 @@ def take(sides: Sequence[Side], loads: Mapping[int, Sequence[Prompt]], load: Loa
                 size = concurrency if waves or concurrency == 1 else len(prompts)
                 for turn, start in enumerate(range(0, len(prompts), size)):
                     chosen = prompts[start : start + size]
-                    for side in sides if turn % 2 == 0 else reversed(sides):
+                    for side in (first, *(others if turn % 2 == 0 else reversed(others))):
                         side.have(partial(load, side, concurrency, turn, chosen))
             for side in sides:
                 side.end()

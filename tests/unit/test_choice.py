@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quicksilver.bench.report import load_result
-from quicksilver.nouns import Candidate, Result
+from quicksilver.nouns import Candidate, Figure, Result
 from quicksilver.search.choice import choose
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "result.json"
@@ -44,3 +44,14 @@ def test_how_far_the_next_is_behind_is_a_share_of_the_winner(result: Result, fac
     _, best, why = choose([paced(baseline, "fast", 1.0), paced(baseline, "slow", factor)], result.goal)
     assert best == "fast"
     assert said in why
+
+
+def test_what_ends_its_answers_early_is_not_slower_for_that(result: Result) -> None:
+    """Its ratio to as-is is for answers of the same lengths, tokens/s and what a user pays are those of its own."""
+    baseline = next(c for c in result.candidates if c.baseline)
+    short = paced(baseline, "short", 0.9).model_copy(update={"baseline": False})
+    speed = [s.model_copy(update={"ratio": Figure(value=1.2, unit="x")}) for s in short.score.speed]
+    short = short.model_copy(update={"score": short.score.model_copy(update={"speed": tuple(speed)})})
+    _, best, why = choose([baseline, short], result.goal)
+    assert best == "short"
+    assert f"Next comes {baseline.label}, 17 % behind." in why

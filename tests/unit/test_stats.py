@@ -287,6 +287,46 @@ def test_the_ratio_of_one_round_has_an_interval_over_prompts() -> None:
     assert found.low < found.value < found.high
 
 
+@given(
+    st.lists(st.tuples(st.integers(2, 250), st.integers(2, 250), st.floats(0.01, 3)), min_size=1, max_size=6),
+    st.floats(0.3, 3),
+)
+def test_where_an_answer_ends_does_not_change_the_ratio_at_lengths(
+    answers: list[tuple[int, int, float]], faster: float
+) -> None:
+    """A side that does everything so many times as fast is that for one user, whatever it answers."""
+    theirs = [replace(sample(f"p{n}", 9.0 * n, tokens=t, wait=w), turn=n) for n, (t, _, w) in enumerate(answers)]
+    mine = [
+        replace(sample(f"p{n}", 9.0 * n, tokens=t, wait=w / faster, gap=0.01 / faster), turn=n)
+        for n, (_, t, w) in enumerate(answers)
+    ]
+    found = ratio(mine, theirs, 1, at_lengths=True)
+    assert found is not None
+    assert found.value == pytest.approx(faster)
+
+
+def test_of_several_streams_short_answers_to_long_prompts_are_no_slower_server() -> None:
+    """Four prompts that are read for six seconds: what was measured of int8 activations once, when they seemed to be half as fast."""
+
+    def wave(lengths: tuple[int, ...]) -> list[Sample]:
+        return [sample(f"p{n}", 0.0, tokens, wait=6.0, gap=0.03, concurrency=4) for n, tokens in enumerate(lengths)]
+
+    theirs, mine = wave((69, 128, 58, 128)), wave((21, 58, 37, 128))
+    plain, at_lengths = ratio(mine, theirs, 4), ratio(mine, theirs, 4, at_lengths=True)
+    assert plain is not None
+    assert at_lengths is not None
+    assert plain.value < 0.65
+    assert 0.85 < at_lengths.value < 1.1
+
+
+def test_at_the_same_lengths_the_ratio_is_that_of_rates() -> None:
+    base = [sample("a", 0.0, 5), sample("b", 1.0, 9), sample("c", 0.0, 5, round=1)]
+    ours = [sample("a", 0.0, 5, 0.005), sample("b", 1.0, 9, 0.002), sample("c", 0.0, 5, 0.001, round=1)]
+    for mine in (ours, base, [*ours, failed("d", 3.0, 4.0)], [replace(s, prompt_id="other") for s in ours]):
+        assert ratio(mine, base, 1, at_lengths=True) == ratio(mine, base, 1)
+    assert ratio([failed("a", 0.0, 1.0)], base, 1, at_lengths=True) is None
+
+
 def test_there_is_no_ratio_to_nothing() -> None:
     assert ratio([sample()], [failed("a", 0.0, 1.0)], 1) is None
     assert ratio([], [sample()], 1) is None

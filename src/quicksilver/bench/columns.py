@@ -110,7 +110,7 @@ def _speed_column(result: Result, concurrency: int) -> Column:
         at,
         ("tok/s", f"at {concurrency}"),
         f"tokens/s at {at} (against as-is)",
-        f"output tokens a second, all of {at}; below it the ratio to as-is",
+        f"output tokens a second, all of {at}; below it the ratio to as-is for answers of the same lengths",
         cell,
     )
 

@@ -133,8 +133,12 @@ def error_kind(error: str) -> str:
     return error.partition(":")[0]
 
 
-def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: int) -> Figure | None:
+def ratio(
+    samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: int, *, at_lengths: bool = False
+) -> Figure | None:
     """Return tokens/s over the baseline's at one concurrency, paired by round, in times ("x").
+
+    With `at_lengths` it is that had answers been as long as the baseline's, see `_at_lengths`.
 
     The value is the geometric mean of the rounds' ratios, its interval a 95 % bootstrap over rounds (of three or fewer it
     is their minimum and maximum). With one shared round it is a bootstrap over the prompts that both answered, drawn
@@ -145,7 +149,9 @@ def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: in
         for side in (samples, baseline)
     )
     pairs = [(mine[number], theirs[number]) for number in sorted(mine.keys() & theirs.keys())]
-    rates = [(_rate(ours).tokens, _rate(base).tokens) for ours, base in pairs]
+    rates = [
+        (_at_lengths(ours, base) if at_lengths else _rate(ours).tokens, _rate(base).tokens) for ours, base in pairs
+    ]
     logs = np.log([ours / base for ours, base in rates if ours > 0 and base > 0])
     if not len(logs):
         return None
@@ -160,6 +166,28 @@ def ratio(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: in
         if spread is None
         else Figure(value=value, low=value * spread[0], high=value * spread[1], unit="x")
     )
+
+
+def _at_lengths(batch: Sequence[Sample], baseline: Sequence[Sample]) -> float:
+    """Return a round's tokens/s had its answers been as long as the baseline's to the same prompts.
+
+    Rounded weights end answers elsewhere, and where prompts are long and answers few that moves tokens/s by more than weights gain: the
+    prompts take the same time whatever comes after. What answers lack, or have more, counts at the round's median time from piece to
+    piece, shared by the streams that were under way, which is what a token more costs while nothing is read.
+    """
+    wanted = {s.prompt_id: s.completion_tokens for s in baseline if s.error is None}
+    good = [s for s in batch if s.error is None]
+    tokens = sum(s.completion_tokens for s in good)
+    more = sum(wanted[s.prompt_id] - s.completion_tokens for s in good if s.prompt_id in wanted)
+    gaps = [gap for s in good for gap in itl_ms(s)]
+    seconds = _seconds(batch) if batch else 0.0
+    under_way = sum(s.end - s.sent for s in batch) / seconds if seconds > 0 else 0.0
+    if not more or not gaps or not under_way:
+        return _rate(batch).tokens
+    pieces = sum(len(set(s.arrivals)) for s in good)
+    each_s = float(np.median(gaps)) / 1000 * pieces / tokens / under_way
+    longer_s = seconds + more * each_s
+    return (tokens + more) / longer_s if longer_s > 0 else _rate(batch).tokens
 
 
 @dataclass(slots=True)

@@ -99,7 +99,9 @@ class Speed(Noun):
     prompt_tokens_p50: float
     completion_tokens_p50: float
     rounds: int = 1
-    ratio: Figure | None = Field(None, description="tokens/s against the as-is model, paired by round")
+    ratio: Figure | None = Field(
+        None, description="tokens/s against the as-is model for answers of its lengths, paired by round"
+    )
     load: str = Field("", description="the load in a few words; empty for a closed loop with a fixed number of streams")
     arrivals: ArrivalKind = "closed"
     rate_per_s: float | None = Field(None, description="requests a second that were asked for; the mean of a ramp")

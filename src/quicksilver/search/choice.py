@@ -10,12 +10,13 @@ from quicksilver.nouns.result import Candidate
 from quicksilver.nouns.score import Score, Speed
 
 
-def merit(score: Score, goal: Goal) -> float:
+def merit(score: Score, goal: Goal, base: Score | None = None) -> float:
     """Return what a goal makes of a score, larger being better.
 
     `cost` and `throughput`: the geometric mean of tokens/s over the concurrencies measured, since on one machine the
-    price of a token is the price of an hour over it. `latency`: answers per second of one user, 1 / p50 end to end
-    at the lowest concurrency.
+    price of a token is the price of an hour over it; where the ratio to the as-is model was measured, whose score is `base`, it is
+    that times the as-is model's tokens/s, which where answers end doesn't change. `latency`: answers per second of one user,
+    1 / p50 end to end at the lowest concurrency.
     """
     speeds = [s for s in score.speed if s.tokens_per_s.value > 0]
     if not speeds:
@@ -23,7 +24,14 @@ def merit(score: Score, goal: Goal) -> float:
     if goal.metric == "latency":
         lowest = min(speeds, key=lambda s: s.concurrency)
         return 1000 / lowest.e2e_ms.p50 if lowest.e2e_ms.count else 0.0
-    return math.exp(sum(math.log(s.tokens_per_s.value) for s in speeds) / len(speeds))
+    return math.exp(sum(math.log(_tokens_per_s(s, base)) for s in speeds) / len(speeds))
+
+
+def _tokens_per_s(speed: Speed, base: Score | None) -> float:
+    theirs = base.at(speed.concurrency) if base is not None else None
+    if speed.ratio is None or speed.ratio.value <= 0 or theirs is None or theirs.tokens_per_s.value <= 0:
+        return speed.tokens_per_s.value
+    return speed.ratio.value * theirs.tokens_per_s.value
 
 
 def excess(candidate: Candidate, goal: Goal) -> list[tuple[str, float]]:
@@ -59,8 +67,9 @@ def choose(candidates: Sequence[Candidate], goal: Goal) -> tuple[list[Candidate]
     eligible = [c for c in judged if c.eligible]
     if not eligible:
         return judged, None, _nearest(judged, goal)
-    best = max(eligible, key=lambda c: merit(c.score, goal))
-    return judged, best.label, _why(best, eligible, judged, goal)
+    base = next((c.score for c in judged if c.baseline), None)
+    best = max(eligible, key=lambda c: merit(c.score, goal, base))
+    return judged, best.label, _why(best, eligible, judged, goal, base)
 
 
 def _judge(candidate: Candidate, goal: Goal) -> Candidate:
@@ -74,7 +83,12 @@ def _judge(candidate: Candidate, goal: Goal) -> Candidate:
     return candidate.model_copy(update={"eligible": True})
 
 
-def _why(best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candidate], goal: Goal) -> str:
+def _why(
+    best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candidate], goal: Goal, base: Score | None
+) -> str:
+    def standing(candidate: Candidate) -> float:
+        return merit(candidate.score, goal, base)
+
     words = {
         "cost": "the lowest price per token over the loads measured",
         "throughput": "the most tokens/s over the loads measured",
@@ -87,19 +101,15 @@ def _why(best: Candidate, eligible: Sequence[Candidate], judged: Sequence[Candid
     judged_quality = best.score.quality.judgement if best.score.quality is not None else None
     if judged_quality is not None:
         sentences.append(f"It passes the gate: {judged_quality.reason}.")
-    rivals = sorted((c for c in eligible if c is not best), key=lambda c: -merit(c.score, goal))
+    rivals = sorted((c for c in eligible if c is not best), key=lambda c: -standing(c))
     if rivals:
-        lag = 100 * (1 - merit(rivals[0].score, goal) / merit(best.score, goal))
+        lag = 100 * (1 - standing(rivals[0]) / standing(best))
         close = "; runs vary by more than that, so take them as equal" if lag < 5 else ""
         behind = f"{lag:.0f} % behind" if round(lag) else "less than 1 % behind"
         sentences.append(f"Next comes {rivals[0].label}, {behind}{close}.")
-    faster = [
-        c
-        for c in judged
-        if c.status == "measured" and not c.eligible and merit(c.score, goal) > merit(best.score, goal)
-    ]
+    faster = [c for c in judged if c.status == "measured" and not c.eligible and standing(c) > standing(best)]
     if faster:
-        top = max(faster, key=lambda c: merit(c.score, goal))
+        top = max(faster, key=standing)
         sentences.append(f"{top.label} is faster, but {top.reason}.")
     return " ".join(sentences)
 

@@ -17,16 +17,12 @@ from quicksilver.nouns.result import Candidate, Lengths, Result
 from quicksilver.nouns.score import Figure, Score
 from quicksilver.nouns.speculation import FILE
 from quicksilver.search import budget
-from quicksilver.search.choice import choose, merit
+from quicksilver.search.choice import choose
 from quicksilver.search.run import Run
 from quicksilver.search.state import Entry, Search
 
 ANSWERS = 100
 """Answers that guesses are replayed on, at most."""
-
-
-def standing(search: Search, entry: Entry) -> float:
-    return merit(score_of(search, entry), search.goal)
 
 
 def score_of(search: Search, entry: Entry) -> Score:
@@ -36,7 +32,11 @@ def score_of(search: Search, entry: Entry) -> Score:
     speeds = []
     for concurrency in sorted({s.concurrency for s in samples if not s.warmup}):
         speed = stats.speed(samples, concurrency)
-        ratio = Figure(value=1.0, unit="x") if entry is search.baseline else stats.ratio(samples, base, concurrency)
+        ratio = (
+            Figure(value=1.0, unit="x")
+            if entry is search.baseline
+            else stats.ratio(samples, base, concurrency, at_lengths=True)
+        )
         speeds.append(speed.model_copy(update={"ratio": ratio}))
     served = run.servers(entry.hash)
     return Score(

@@ -124,7 +124,7 @@ def gains(
     if (metric or search.goal.metric) == "latency":
         mine, theirs = (stats.speed(side, min(loads)).e2e_ms for side in (own, base))
         return [math.log(theirs.p50 / mine.p50)] if mine.count and theirs.count else None
-    ratios = [stats.ratio(own, base, concurrency) for concurrency in loads]
+    ratios = [stats.ratio(own, base, concurrency, at_lengths=True) for concurrency in loads]
     found = [math.log(ratio.value) for ratio in ratios if ratio is not None and ratio.value > 0]
     return found if len(found) == len(loads) else None
 
@@ -145,8 +145,12 @@ def breaks_a_limit(search: Search, entry: Entry) -> bool:
 
 def short(concurrencies: Sequence[int], weight: int) -> dict[int, int]:
     """Return the prompts of a race that is as long as so many short ones, by concurrency; of a single one it has twice as many."""
-    alone = 2 if len(concurrencies) == 1 else 1
-    return {c: weight * alone * (3 if c == 1 else c) for c in concurrencies}
+    return {c: weight * _alone(concurrencies) * (3 if c == 1 else c) for c in concurrencies}
+
+
+def _alone(concurrencies: Sequence[int]) -> int:
+    """How many times as many prompts a race has at each concurrency, so that one over a single load tells as much as one over two."""
+    return 2 if len(concurrencies) == 1 else 1
 
 
 def take(search: Search, counts: dict[int, int]) -> dict[int, Sequence[Prompt]]:
@@ -169,7 +173,8 @@ def final(search: Search) -> tuple[list[Entry], list[int]]:
     size = budget.final(search)
     finalists = _finalists(search, size.finalists)
     prompts = list(search.workload.evaluation)
-    counts = {c: round(size.share * (4 if c == 1 else 2 * c)) for c in search.workload.concurrencies}
+    alone = _alone(search.workload.concurrencies)
+    counts = {c: round(size.share * alone * (4 if c == 1 else 2 * c)) for c in search.workload.concurrencies}
     per_round = sum(counts.values())
     rounds = max(1, min(1 if search.quick else FINAL_ROUNDS, len(prompts) // max(1, per_round)))
     entries = [search.baseline, *finalists]

@@ -312,7 +312,7 @@ def _speeds(search: Search, entry: Entry, measured: _Measured) -> list[Speed]:
         if not samples:
             continue
         base = _samples(search, search.baseline, rounds, concurrency)
-        ratio = None if entry is search.baseline else stats.ratio(samples, base, concurrency)
+        ratio = None if entry is search.baseline else stats.ratio(samples, base, concurrency, at_lengths=True)
         found.append(stats.speed(samples, concurrency).model_copy(update={"ratio": ratio}))
     return found
 
@@ -341,18 +341,18 @@ def _compared(search: Search, a: Entry, b: Entry, measured: _Measured) -> Crosso
     for concurrency in sorted({*search.workload.concurrencies, *STREAMS}):
         shared = sorted({*measured.of(a, concurrency)} & {*measured.of(b, concurrency)})
         ours, theirs = (_samples(search, e, shared, concurrency) for e in (b, a))
-        ratio = stats.ratio(ours, theirs, concurrency)
+        ratio = stats.ratio(ours, theirs, concurrency, at_lengths=True)
         if ratio is None:
             continue
         sides[concurrency] = ratio
         rounds[concurrency] = {
-            number: math.log(mine / other)
+            number: math.log(one.value)
             for number in shared
-            if (mine := _rate(ours, number, concurrency)) > 0 and (other := _rate(theirs, number, concurrency)) > 0
+            if (one := _in_round(ours, theirs, number, concurrency)) is not None
         }
     return interactions.crossover((a.label, b.label), sides, rounds) if sides else None
 
 
-def _rate(samples: Sequence[Sample], number: int, concurrency: int) -> float:
-    chosen = [s for s in samples if s.round == number]
-    return stats.speed(chosen, concurrency).tokens_per_s.value if chosen else 0.0
+def _in_round(ours: Sequence[Sample], theirs: Sequence[Sample], number: int, concurrency: int) -> Figure | None:
+    mine, other = ([s for s in side if s.round == number] for side in (ours, theirs))
+    return stats.ratio(mine, other, concurrency, at_lengths=True)

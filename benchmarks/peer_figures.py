@@ -37,7 +37,7 @@ def far_behind(rates: Mapping[str, float]) -> set[str]:
 
 
 def result(samples: Mapping[str, Sequence[Sample]], served: Mapping[str, int], streams: int) -> dict[str, Any]:
-    """Return one load's rows, the best peer, and what our choice is against it and against the one it is least ahead of.
+    """Return one load's rows, and what our choice is against the best peer, which is the one that it is least ahead of.
 
     `samples` by server are recounted; `served` is how many tokens each server said that it gave.
     """
@@ -45,16 +45,16 @@ def result(samples: Mapping[str, Sequence[Sample]], served: Mapping[str, int], s
     peers = [row for row in rows if row["server"] != OURS and row["tokens_per_s"]["value"] > 0]
     found: dict[str, Any] = {"streams": streams, "rows": rows, "best_peer": None, "ratio_to_best": None}
     found |= {"reached": None, "never_below": None}
-    if peers and (best := max(peers, key=lambda row: row["tokens_per_s"]["value"]))["ratio"] is not None:
-        least = min(row["ratio"]["value"] for row in peers if row["ratio"] is not None)
+    if compared := [row for row in peers if row["ratio"] is not None]:
+        best = min(compared, key=lambda row: row["ratio"]["value"])
         found |= {"best_peer": best["server"], "ratio_to_best": best["ratio"]}
-        found |= {"reached": best["ratio"]["value"] >= GOAL, "never_below": least >= 1}
+        found |= {"reached": best["ratio"]["value"] >= GOAL, "never_below": best["ratio"]["value"] >= 1}
     return found
 
 
 def _row(name: str, own: Sequence[Sample], ours: Sequence[Sample], served: int, streams: int) -> dict[str, Any]:
     speed = stats.speed(own, streams)
-    ratio = stats.ratio(ours, own, streams) if name != OURS else None
+    ratio = stats.ratio(ours, own, streams, at_lengths=True) if name != OURS else None
     good = [s.completion_tokens for s in own if s.error is None]
     return {
         "server": name,

@@ -35,7 +35,11 @@ from stamp import stamp
 
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-transformers"
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
-CHOICES = dict.fromkeys((1, 4, 8), RECIPES / "smollm2-cost.toml")
+CHOICES = {
+    1: RECIPES / "smollm2-cost.toml",
+    4: RECIPES / "smollm2-4-streams.toml",
+    8: RECIPES / "smollm2-8-streams.toml",
+}
 """What `optimize` chose for each number of streams."""
 PROMPTS = {1: 3, 4: 8, 8: 16}
 """Prompts of a round, for each number of streams; two a stream for others."""

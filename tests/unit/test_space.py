@@ -101,7 +101,9 @@ def test_an_engine_narrows_the_values_to_the_machine_and_the_load(cores: int, st
             assert values
             for value in values:
                 Settings(**{field: value})
-        assert all(n < cores for n in choices.get("threads", ()))
+        threads = choices.get("threads", (0,))
+        assert threads[0] == 0
+        assert all(4 <= n < cores for n in threads[1:])
         assert all(n == 64 or n < streams for n in choices["max_streams"])
 
 

@@ -68,3 +68,22 @@ def test_the_first_leads_and_the_others_go_there_and_back(entries: list[Raced], 
         run.round(number, entries, {1: PROMPTS[:1], 2: PROMPTS[1:5]}, 100, PROMPTS[:1], phase="race", short=True)
         heard.append(list(dict.fromkeys(event.text.partition(" at ")[0] for event in said)))
     assert heard == [["model 0", "model 1", "model 2"], ["model 0", "model 2", "model 1"]]
+
+
+def test_where_there_is_room_for_no_more_the_rest_is_left_out(entries: list[Raced], tmp_path: Path) -> None:
+    for together in (True, False):
+        run = open_run(tmp_path / str(together), "round", {}, run_id="round", budget_s=600, progress=lambda _: None)
+        loads: dict[int, Sequence[Prompt]] = {1: PROMPTS[:3], 4: PROMPTS[3:]}
+        heard: list[float] = []
+
+        def most(seconds: float, heard: list[float] = heard) -> int:
+            heard.append(seconds)
+            return 1
+
+        run.round(0, entries, loads, 100, PROMPTS[:1], phase="race", together=together, short=True, most=most)
+        assert len(heard) == 1
+        assert run.finished_rounds() == {0: ["r0", "r1"]}
+        first, second, left_out = map(lengths, measured(run, entries, 0))
+        assert len(first) == len(PROMPTS)
+        assert second == first
+        assert not left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -105,6 +106,39 @@ def test_whatever_fails_all_others_get_every_prompt_of_every_load(
         for streams, size in loads.items():
             had = [each for who, at, _, part in race.turns if (who, at) == (name, streams) for each in part]
             assert had == [f"p{number}" for number in range(size)]
+    assert not race.up
+
+
+@pytest.mark.parametrize("fitting", [0, 1, 5])
+def test_the_first_says_by_a_turn_of_each_load_for_how_many_there_is_room(
+    fitting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race = Race("as-is", "int8", "awq", must="as-is")
+    now = 100.0
+    heard: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def load(side: Side, concurrency: int, turn: int, chosen: Sequence[Prompt], endpoint: Endpoint) -> None:
+        nonlocal now
+        race.load(side, concurrency, turn, chosen, endpoint)
+        now += 2.0 if concurrency == 1 else 10.0
+
+    def room(seconds: float) -> int:
+        heard.append(seconds)
+        assert race.up == {"as-is"}
+        return fitting
+
+    took_part = take(race.sides, {1: prompts(3), 4: prompts(10)}, load, waves=True, room=room)
+    assert heard == [3 * 2.0 + 10 / 4 * 10.0]
+    names = ["as-is", "int8", "awq"][: 1 + fitting]
+    assert [side.recipe for side in took_part] == names
+    assert race.turns[:2] == [("as-is", 1, 0, ("p0",)), ("as-is", 4, 0, ("p0", "p1", "p2", "p3"))]
+    for name in names:
+        for streams, count in ((1, 3), (4, 10)):
+            had = [each for who, at, _, part in race.turns if (who, at) == (name, streams) for each in part]
+            assert had == [f"p{number}" for number in range(count)]
+    assert {who for who, *_ in race.turns} == set(names)
+    assert race.most_up == len(names)
     assert not race.up
 
 

@@ -214,8 +214,8 @@ class Run:
         With `together` all servers are up at once, and take turns; otherwise one is measured after the other. The first entry, which the
         others are compared with, leads. A `short` round goes by waves (see `turns.take`), and the others' answers are made as long as the
         first's: where rounded weights end an answer says nothing of speed, and of few answers it would be most of what is measured.
-        `kind` is kept with it. `most` hears how many seconds the first entry took, alone, and says how many of the others there is room for:
-        the rest isn't measured. If the first entry's server can't be started, or dies, the EngineError is raised, or NotEnoughError; an
+        `kind` is kept with it. `most` hears how many seconds the first entry takes, and says how many of the others there is room for: the
+        rest isn't measured. If the first entry's server can't be started, or dies, the EngineError is raised, or NotEnoughError; an
         entry's whose does is out of the round, which goes on without it.
 
         An unfinished round starts over, so that what is compared was measured side by side. Every other round goes
@@ -262,13 +262,21 @@ class Run:
                 turns.Side(entry.recipe, entry.label, self._racing(entry, warm_up, driver), must=entry is first)
                 for entry in ordered
             ]
-            groups = [sides] if together and most is None else [[side] for side in sides]
-            for group in groups:
-                turns.take(group, loads, load, waves=short)
-                if most is not None and group is groups[0]:
-                    del groups[1 + most(time.monotonic() - begun) :]
-                    total = each * len(groups)
-        taken = {side.recipe: side.failure for group in groups for side in group}
+
+            def room(seconds: float) -> int:
+                nonlocal total
+                fitting = min(len(others), most(seconds) if most is not None else len(others))
+                total = each * (1 + fitting)
+                return fitting
+
+            if together:
+                sides = turns.take(sides, loads, load, waves=short, room=None if most is None else room)
+            else:
+                turns.take(sides[:1], loads, load, waves=short)
+                del sides[1 + room(time.monotonic() - begun) :]
+                for side in sides[1:]:
+                    turns.take([side], loads, load, waves=short)
+        taken = {side.recipe: side.failure for side in sides}
         failed = {recipe: why for recipe, why in taken.items() if why}
         for recipe in failed:
             for path in (self.folder / "samples").glob(f"{recipe}-*-r{number}.jsonl"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -71,29 +72,54 @@ class Side:
             self.failure = str(why)
 
 
-def take(sides: Sequence[Side], loads: Mapping[int, Sequence[Prompt]], load: Load, *, waves: bool = False) -> None:
-    """Start all sides, give each every load (concurrency → prompts) in turns, and end them.
+def take(
+    sides: Sequence[Side],
+    loads: Mapping[int, Sequence[Prompt]],
+    load: Load,
+    *,
+    waves: bool = False,
+    room: Callable[[float], int] | None = None,
+) -> list[Side]:
+    """Start all sides, give each every load (concurrency → prompts) in turns, and end them; return those that took part.
 
     At one stream a turn is one request, so that what is compared is seconds apart and a machine that drifts is the same one for
     all. Several streams have one turn, in which they are kept busy from the first prompt to the last; with `waves` it is as many
     prompts as there are streams, each of which ends with its longest answer. The first leads; of the others every other turn goes
-    backwards. A side that fails is out, and says why. Raises EngineError or NotEnoughError if one that must not fail does.
+    backwards. `room` hears how many seconds the first is likely to take for all of it, by its start and a turn of each load, and says
+    how many of the others there is room for: the rest isn't started. A side that fails is out, and says why. Raises EngineError or
+    NotEnoughError if one that must not fail does.
     """
     first, *others = sides
+    turns = {streams: _turns(streams, prompts, waves=waves) for streams, prompts in loads.items()}
+    led = 0
     with ExitStack() as held:
         try:
-            for side in sides:
+            begun = time.monotonic()
+            held.enter_context(first).start()
+            if room is not None:
+                expected_s = time.monotonic() - begun
+                for streams, parts in turns.items():
+                    begun = time.monotonic()
+                    first.have(partial(load, first, streams, 0, parts[0]))
+                    expected_s += (time.monotonic() - begun) * len(loads[streams]) / len(parts[0])
+                others, led = others[: room(expected_s)], 1
+            for side in others:
                 held.enter_context(side).start()
-            for concurrency, prompts in loads.items():
-                size = concurrency if waves or concurrency == 1 else len(prompts)
-                for turn, start in enumerate(range(0, len(prompts), size)):
-                    chosen = prompts[start : start + size]
-                    for side in (first, *(others if turn % 2 == 0 else reversed(others))):
-                        side.have(partial(load, side, concurrency, turn, chosen))
-            for side in sides:
+            for streams, parts in turns.items():
+                for turn, chosen in enumerate(parts):
+                    behind = others if turn % 2 == 0 else others[::-1]
+                    for side in behind if turn < led else [first, *behind]:
+                        side.have(partial(load, side, streams, turn, chosen))
+            for side in (first, *others):
                 side.end()
         except QuicksilverError:
             # By themselves: passed through them, the error of one would be taken for that of another.
-            for side in sides:
+            for side in (first, *others):
                 side.end()
             raise
+    return [first, *others]
+
+
+def _turns(streams: int, prompts: Sequence[Prompt], *, waves: bool) -> list[Sequence[Prompt]]:
+    size = streams if waves or streams == 1 else len(prompts)
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]

@@ -47,7 +47,7 @@ WARM_UP = 4
 """Prompts that a server answers before it is measured."""
 SHORT = 16
 """Tokens of each of those answers."""
-JUDGED = 48
+JUDGED = 24
 """Prompts that the loss of quality is measured on, at most."""
 MOST_LOSS_PERCENT = 1.0
 
@@ -175,9 +175,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 bench.measure()
         except KeyboardInterrupt:
             bench.failed["the rest"] = "it was stopped before its end"
-    losses = {}
-    if not options.no_quality:
-        losses = {labels[recipe.hash]: _loss(recipe, artifacts[recipe.hash], load) for recipe in recipes.values()}
     document = {
         "benchmark": "peers",
         "model": model.name,
@@ -187,11 +184,18 @@ def main(words: Sequence[str] | None = None) -> int:
         "prompts": counts,
         "servers": servers,
         "choices": {streams: labels[recipe.hash] for streams, recipe in recipes.items()},
-        "quality_loss_percent": losses,
+        "quality_loss_percent": {},
         "results": bench.results(),
+        "at_lengths": True,
         "failed": bench.failed,
         **stamp(),
     }
+    if not options.no_quality:
+        # It takes minutes for each, and what was measured is there now.
+        tell(json.dumps(document))
+        document["quality_loss_percent"] = {
+            labels[recipe.hash]: _loss(recipe, artifacts[recipe.hash], load) for recipe in recipes.values()
+        }
     document = json.loads(json.dumps(document))
     if options.chart is not None:
         options.chart.write_text(figures.draw(document), encoding="utf-8")

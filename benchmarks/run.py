@@ -189,6 +189,10 @@ def _search() -> list[str]:
     return lines
 
 
+ALIKE = "; what ours is against a server is for answers as long as that one's"
+"""Of peers that were measured before there was such a ratio it isn't true."""
+
+
 def _peers() -> list[str]:
     """Return what our choice is against other servers; nothing before it was measured."""
     file = RESULTS / "peers.json"
@@ -203,7 +207,8 @@ def _peers() -> list[str]:
         "",
         (
             f"{found['model']} on `{found['workload']}`, at most {found['most_tokens']} tokens an answer, over HTTP, everyone's tokens counted by "
-            f"the model's own tokenizer. {found['rounds']} interleaved rounds; in brackets their range. {made(found)}"
+            f"the model's own tokenizer{ALIKE if found.get('at_lengths') else ''}. "
+            f"{found['rounds']} interleaved rounds; in brackets their range. {made(found)}"
         ),
     ]
 

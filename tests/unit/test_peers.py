@@ -148,6 +148,8 @@ def test_a_whole_run_on_the_fake_engine(
     monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))
     servers, peers = modules["peer_servers"], modules["peers"]
     model = make_tiny_model(tmp_path / "tiny")
+    # On a busy machine either of two equal servers may seem to be far behind.
+    monkeypatch.setattr(peers.figures, "FAR", 0.0)
 
     def serve(_: Any, port: int) -> list[str]:
         return [

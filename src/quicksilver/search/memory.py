@@ -37,9 +37,11 @@ def fit_together(search: Search, racing: Sequence[Entry]) -> bool:
 
 
 def _taken_mb(search: Search, entry: Entry) -> float:
-    seen = [mb for served in search.run.servers(entry.hash) if (mb := served["memory_mb"])]
-    if seen:
-        return max(seen)
+    # Before its first race it may have been served to be read, which takes no less.
+    for racing in (True, False):
+        seen = [mb for served in search.run.servers(entry.hash, racing=racing) if (mb := served["memory_mb"])]
+        if seen:
+            return max(seen)
     return _needed(search, entry.stack, entry.engine, entry.recipe.effective_settings()).total
 
 

@@ -164,11 +164,13 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return {entry["round"]: entry for entry in map(_line, lines) if entry}
 
-    def servers(self, recipe: str) -> list[dict[str, float]]:
-        """Return load_s, cold_start_s and memory_mb of each time that a recipe was served in a race."""
+    def servers(self, recipe: str, *, racing: bool = True) -> list[dict[str, float]]:
+        """Return load_s, cold_start_s and memory_mb of each time that a recipe was served in a race, or to read its quality."""
         path = self.folder / SERVERS
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [entry for entry in map(_line, lines) if entry and entry["recipe"] == recipe and entry["racing"]]
+        return [
+            entry for entry in map(_line, lines) if entry and entry["recipe"] == recipe and entry["racing"] == racing
+        ]
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """Append a line of JSON to one of the run's files."""

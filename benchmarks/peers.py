@@ -141,7 +141,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parse(words)
     counts = {streams: options.prompts or PROMPTS.get(streams, 2 * streams) for streams in options.streams}
     recipes = {streams: load_recipe(options.choice.get(streams, CHOICES.get(streams))) for streams in counts}
-    model = models.resolve(next(iter(recipes.values())).model)
+    asked = next(iter(recipes.values())).model
+    model = models.resolve(asked)
     needed = WARM_UP + options.rounds * sum(counts.values())
     load = workloads.load(options.workload, prompts=60 + 2 * needed)
     every = [*load.search, *load.evaluation]
@@ -193,9 +194,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not options.no_quality:
         # It takes minutes for each, and what was measured is there now.
         tell(json.dumps(document))
-        document["quality_loss_percent"] = {
-            labels[recipe.hash]: _loss(recipe, artifacts[recipe.hash], load) for recipe in recipes.values()
-        }
+        document["quality_loss_percent"] = {labels[key]: loss for key, loss in _losses(asked, artifacts, load).items()}
     document = json.loads(json.dumps(document))
     if options.chart is not None:
         options.chart.write_text(figures.draw(document), encoding="utf-8")
@@ -330,22 +329,32 @@ def _build(recipe: Recipe, load: Workload) -> Artifact:
     return building.build(planning.make(recipe, models.resolve(recipe.model), load.calibration), say=tell)
 
 
-def _loss(recipe: Recipe, artifact: Artifact, load: Workload) -> dict[str, Any] | None:
-    """Return what our choice loses against the model as it comes on its engine, percent, by what, and what the gate says.
+def _losses(model: str, artifacts: Mapping[str, Artifact], load: Workload) -> dict[str, dict[str, Any] | None]:
+    """Return by recipe what our choices lose against the model as it comes on their engine, percent, by what, and what the gate says.
 
     By perplexity; by the task's score where the engine's server doesn't tell the log-probabilities of a prompt.
     """
-    base = _build(Recipe(recipe.model, engine=recipe.engine), load)
-    engine = engines.find(artifact.engine)
+    found: dict[str, dict[str, Any] | None] = {}
     judged = load.model_copy(update={"evaluation": load.evaluation[:JUDGED]})
-    scored = () if engine.abilities.prompt_logprobs else metrics.of_task(load.task)[:1]
-    with tempfile.TemporaryDirectory() as folder:
-        versus = Versus(judged, Goal(max_quality_loss=MOST_LOSS_PERCENT), scored, Path(folder))
-        try:
-            found = versus.compare(*(engine.serve(side.path, side.settings) for side in (base, artifact)))
-        except QuicksilverError as error:
-            tell(f"the loss of {artifact.label} isn't known: {error}")
-            return None
+    for name in dict.fromkeys(artifact.engine for artifact in artifacts.values()):
+        engine, base = engines.find(name), _build(Recipe(model, engine=name), load)
+        scored = () if engine.abilities.prompt_logprobs else metrics.of_task(load.task)[:1]
+        with tempfile.TemporaryDirectory() as folder:
+            versus = Versus(judged, Goal(max_quality_loss=MOST_LOSS_PERCENT), scored, Path(folder))
+            versus.read_as_is(engine.serve(base.path, base.settings))
+            for key, artifact in artifacts.items():
+                if artifact.engine == name:
+                    found[key] = _loss(versus, engine.serve(artifact.path, artifact.settings), key, artifact.label)
+                    tell(f"{artifact.label} loses {found[key]}")
+    return found
+
+
+def _loss(versus: Versus, opened: AbstractContextManager[Endpoint], key: str, label: str) -> dict[str, Any] | None:
+    try:
+        found = versus.judge_candidate(opened, key)
+    except QuicksilverError as error:
+        tell(f"the loss of {label} isn't known: {error}")
+        return None
     by, figure = ("perplexity", found.loss_percent) if found.loss_percent else ("task score", found.task_loss_percent)
     if figure is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -160,6 +161,15 @@ def _speculation() -> list[str]:
     ]
 
 
+def _of_all(found: Mapping[str, Any]) -> str:
+    """Return what searches found of the best of everything that was raced again: the sweep's best needn't be that."""
+    if not (again := found["rematch"]):
+        return ""
+    shares = [again[one["winner"]] / max(again.values()) for one in found["searches"]]
+    shown = {"median": statistics.median(shares), "low": min(shares), "high": max(shares)}
+    return f" Of the best of all that was raced again, searches included, it is {_percents(shown)}."
+
+
 def _search() -> list[str]:
     """Return what the search finds of the best there is; nothing of a benchmark before it was run."""
     lines = []
@@ -174,7 +184,7 @@ def _search() -> list[str]:
                 f"{_percents(time)} of its {found['sweep']['seconds'] / 60:.0f} minutes of measuring: SmolLM2-135M on `hotpotqa` at 1 and 8 streams, "
                 f"{len(found['searches'])} seeds, what was found raced once more beside the sweep's best. The winner that was chosen most often was chosen "
                 f"{runs['same_winner']} of {runs['runs']} times, it or one that differs by less than their intervals {same} times; the cost model was off by "
-                f"{found['cost_model_error_percent']:.1f} % in the median on what it hadn't seen. {made(found)}"
+                f"{found['cost_model_error_percent']:.1f} % in the median on what it hadn't seen.{_of_all(found)} {made(found)}"
             ),
         ]
     if (file := RESULTS / "surface.json").is_file():

@@ -180,10 +180,11 @@ def test_a_whole_run_on_the_fake_engine(
     workload.write_text(
         "".join(json.dumps({"prompt": f"Question {n}?", "max_tokens": 6}) + "\n" for n in range(80)), encoding="utf-8"
     )
-    recipe = tmp_path / "ours.toml"
-    recipe.write_text(f'model = "{model}"\nengine = "fake"\n', encoding="utf-8")
+    for number, stack in ((1, "[]"), (2, '["prompt-lookup"]')):
+        recipe = f'model = "{model}"\nengine = "fake"\ntechniques = {stack}\n'
+        (tmp_path / f"ours-{number}.toml").write_text(recipe, encoding="utf-8")
     chart = tmp_path / "chart.svg"
-    choices = ["--choice", f"1={recipe}", "--choice", f"2={recipe}"]
+    choices = [word for number in (1, 2) for word in ("--choice", f"{number}={tmp_path / f'ours-{number}.toml'}")]
     assert (
         peers.main(
             ["--streams", "1,2", "--workload", str(workload), "--prompts", "2", *choices, "--prepare", "--peers", "by"]
@@ -205,7 +206,9 @@ def test_a_whole_run_on_the_fake_engine(
         rows = {row["server"]: row for row in result["rows"]}
         assert set(rows) == {"Quicksilver", "by hand"}
         assert all(row["errors"] == 0 and row["requests"] == 4 for row in rows.values())
-    assert next(iter(found["quality_loss_percent"].values()))["value"] == pytest.approx(0)
+    losses = found["quality_loss_percent"]
+    assert list(losses) == ["fake, as-is", "fake, prompt-lookup"]
+    assert all(loss["value"] == pytest.approx(0) and loss["by"] == "perplexity" for loss in losses.values())
     assert "| by hand | as it is |" in err
     assert chart.read_text(encoding="utf-8").startswith("<svg")
 

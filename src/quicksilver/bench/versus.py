@@ -45,6 +45,8 @@ class Versus:
     token_ids: dict[str, list[int]] = field(default_factory=dict)
     own: dict[str, list[int]] = field(default_factory=dict)
     _kept: dict[str, list[PromptLogprobs]] = field(default_factory=dict)
+    _base: Evaluation = field(default_factory=Evaluation)
+    _base_tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def answered(self) -> bool:
@@ -56,17 +58,27 @@ class Versus:
 
         It reads as many prompts as the gate needs to decide. Raises BadInputError if there is nothing to compare, EngineError.
         """
-        prompts = self.workload.evaluation
+        self.read_as_is(as_is)
+        return self.judge_candidate(candidate)
+
+    def read_as_is(self, as_is: Opened) -> None:
+        """Read with the as-is model, for all candidates that follow. Raises EngineError."""
         with as_is as endpoint:
-            base = Evaluation(self._read_base(endpoint), self._answers(endpoint, "as-is"))
-            tasks_before = self._tasks(endpoint, "as-is", self.tokenizers[0])
+            self._base = Evaluation(self._read_base(endpoint), self._answers(endpoint, "as-is"))
+            self._base_tasks = self._tasks(endpoint, "as-is", self.tokenizers[0])
+        self._base.scores = metrics.score(metrics.texts(self._base.answers), self.workload.evaluation, self.metrics)
+
+    def judge_candidate(self, candidate: Opened, name: str = "candidate") -> Quality:
+        """Return a candidate's quality against what the as-is model was read to say; its files are named after it.
+
+        Raises BadInputError if there is nothing to compare, EngineError.
+        """
+        base, prompts = self._base, self.workload.evaluation
         with candidate as endpoint:
-            own = self._read_candidate(endpoint, base.logprobs)
-            evaluation = Evaluation(own, self._answers(endpoint, "candidate"))
-            tasks = self._tasks(endpoint, "candidate", self.tokenizers[1])
-        base.scores, evaluation.scores = (
-            metrics.score(metrics.texts(side.answers), prompts, self.metrics) for side in (base, evaluation)
-        )
+            own = self._read_candidate(endpoint, base.logprobs, name)
+            evaluation = Evaluation(own, self._answers(endpoint, name))
+            tasks = self._tasks(endpoint, name, self.tokenizers[1])
+        evaluation.scores = metrics.score(metrics.texts(evaluation.answers), prompts, self.metrics)
         if not own and not evaluation.answers and not tasks:
             raise BadInputError(
                 f"There is nothing to compare by: {' '.join(self.remarks)} Give a workload with references, a --metric or a --judge."
@@ -77,15 +89,15 @@ class Versus:
             pairs = [judge.Pair(p, before[p.id], after[p.id]) for p in prompts if p.id in before and p.id in after]
             preference, rows = self.judge.compare(pairs, lambda done, total: self.on_progress("judge", done, total))
             losses.append(judge.loss(rows, self.goal))
-        for name, scores in tasks.items():
-            before_scores = tasks_before[name]
-            losses.append(gate.task_loss(name, judging.task_rows(scores, before_scores), self.goal))
+        for task, scores in tasks.items():
+            before_scores = self._base_tasks[task]
+            losses.append(gate.task_loss(task, judging.task_rows(scores, before_scores), self.goal))
             if not any(before_scores.values()):
                 self.remarks.append(
-                    f"The as-is model scores 0 in {name} on every sample, so a loss of it can't be told."
+                    f"The as-is model scores 0 in {task} on every sample, so a loss of it can't be told."
                 )
         found = self._quality(evaluation, base, losses)
-        more = {name: mean_figure(list(scores.values())) for name, scores in tasks.items()}
+        more = {task: mean_figure(list(scores.values())) for task, scores in tasks.items()}
         found = found.model_copy(update={"task": {**found.task, **more}})
         if found.judgement is None:
             raise BadInputError(
@@ -124,7 +136,7 @@ class Versus:
             self.remarks.append(str(error))
             return []
 
-    def _read_candidate(self, endpoint: Endpoint, base: Sequence[PromptLogprobs]) -> list[PromptLogprobs]:
+    def _read_candidate(self, endpoint: Endpoint, base: Sequence[PromptLogprobs], name: str) -> list[PromptLogprobs]:
         """Read until the loss is decided."""
         prompts = self.workload.evaluation
         found: list[PromptLogprobs] = []
@@ -137,7 +149,7 @@ class Versus:
                 )
                 return found
             for at in gate.looks(len(base)):
-                found += self._read(endpoint, prompts[len(found) : at], "candidate")
+                found += self._read(endpoint, prompts[len(found) : at], name)
                 judged = self._quality(Evaluation(found), Evaluation(base)).judgement
                 if judged is not None and judged.outcome != "undecided":
                     break

@@ -341,11 +341,15 @@ def _losses(model: str, artifacts: Mapping[str, Artifact], load: Workload) -> di
         scored = () if engine.abilities.prompt_logprobs else metrics.of_task(load.task)[:1]
         with tempfile.TemporaryDirectory() as folder:
             versus = Versus(judged, Goal(max_quality_loss=MOST_LOSS_PERCENT), scored, Path(folder))
-            versus.read_as_is(engine.serve(base.path, base.settings))
-            for key, artifact in artifacts.items():
-                if artifact.engine == name:
-                    found[key] = _loss(versus, engine.serve(artifact.path, artifact.settings), key, artifact.label)
-                    tell(f"{artifact.label} loses {found[key]}")
+            ours = {key: artifact for key, artifact in artifacts.items() if artifact.engine == name}
+            try:
+                versus.read_as_is(engine.serve(base.path, base.settings))
+            except QuicksilverError as error:
+                tell(f"what choices on {name} lose isn't known: {error}")
+                found |= dict.fromkeys(ours)
+                continue
+            for key, artifact in ours.items():
+                found[key] = _loss(versus, engine.serve(artifact.path, artifact.settings), key, artifact.label)
     return found
 
 

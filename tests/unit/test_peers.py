@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from quicksilver.nouns import Sample
+from quicksilver import api
+from quicksilver.errors import EngineError
+from quicksilver.nouns import Recipe, Sample
+from quicksilver.sources import workloads
 from quicksilver.testing.tiny import make_tiny_model, make_tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +199,15 @@ def test_a_whole_run_on_the_fake_engine(
     words += [*choices, "--peers", "by,gone"]
     assert peers.main([*words, "--prepare"]) == 1
     assert "gone can't be measured" in capsys.readouterr().err
+    begun, read_as_is = [], peers.Versus.read_as_is
+
+    def counted(*given: Any) -> None:
+        begun.append(given)
+        read_as_is(*given)
+
+    monkeypatch.setattr(peers.Versus, "read_as_is", counted)
     assert peers.main(words) == 0
+    assert len(begun) == 1, "the as-is model is read once for all of our choices"
     out, err = capsys.readouterr()
     found = json.loads(out.splitlines()[-1])
     assert "no such server" in found["failed"]["gone"]
@@ -211,6 +222,26 @@ def test_a_whole_run_on_the_fake_engine(
     assert all(loss["value"] == pytest.approx(0) and loss["by"] == "perplexity" for loss in losses.values())
     assert "| by hand | as it is |" in err
     assert chart.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_an_as_is_model_that_cannot_be_read_loses_nothing_that_was_measured(
+    modules: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QUICKSILVER_HOME", str(tmp_path / "home"))
+    peers = modules["peers"]
+
+    def fail(*_: Any) -> None:
+        raise EngineError("it died")
+
+    monkeypatch.setattr(peers.Versus, "read_as_is", fail)
+    artifact = api.build(Recipe(str(folder), engine="fake"))
+    load = workloads.load("synthetic:8x4", prompts=40)
+    assert peers._losses(str(folder), {"one": artifact, "two": artifact}, load) == {"one": None, "two": None}
+    assert "what choices on fake lose isn't known: it died" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

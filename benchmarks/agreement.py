@@ -1,25 +1,34 @@
 """Whether our figures agree with GuideLLM's and AIPerf's: the same endpoint, prompts and load, in interleaved runs. The last line is JSON.
 
-Serves a tiny model on the fake engine with fixed delays, or SmolLM2-135M with --real. `docs/agreement.md` says which figure of one
-client is compared with which of another.
+Serves a tiny model on the fake engine with fixed delays, or SmolLM2-135M with --real. With --server-cores the server has some cores of
+its own, and clients the others: what a client computes is then not taken from the model. The processor time of clients and server is
+noted for each run. `docs/agreement.md` says which figure of one client is compared with which of another.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from clients import MODEL, Served
+from decoder import ratio
 from quicksilver import Recipe, api
 from quicksilver.bench.load import run_load
+from quicksilver.engines import find
 from quicksilver.engines.fake import Fake
 from quicksilver.nouns import Endpoint, Message, Prompt, Sample, Settings
 from quicksilver.sources import workloads
@@ -43,15 +52,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=48, help="of a run; each run has prompts of its own")
     parser.add_argument("--real", action="store_true", help="serve SmolLM2-135M in INT8")
+    parser.add_argument("--server-cores", type=int, default=0, help="cores that only the server may use; 0 shares all")
     options = parser.parse_args()
+    if not 0 <= options.server_cores < len(os.sched_getaffinity(0)):
+        parser.error(f"--server-cores leaves no core to clients: there are {len(os.sched_getaffinity(0))}")
     runs: dict[str, list[dict[str, float]]] = {client.__name__: [] for client in CLIENTS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tokenizer = api.build(Recipe(MODEL, [make("int8")])).path if options.real else make_tiny_model(folder / "tiny")
-        fake = Fake().serve(tokenizer, Settings(properties=DELAYS))
-        serving = api.serving(str(tokenizer)) if options.real else fake
         every = texts(options.rounds * options.requests * len(CLIENTS))
-        with serving as endpoint:
+        with served_apart(folder, options.server_cores, real=options.real) as (endpoint, tokenizer):
             ours(endpoint, every[:STREAMS], folder)  # what a first request pays is no client's own
             for number in range(options.rounds):
                 order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
@@ -67,11 +76,16 @@ def main() -> int:
                         options.clients.absolute(),
                         options.aiperf.absolute(),
                     )
+                    before = cpu_s(endpoint)
+                    began = time.monotonic()
                     found = client(endpoint, chosen, place) if client is ours else client(served, chosen)
+                    took_s = time.monotonic() - began
+                    spent = zip(("client_cpu_s", "server_cpu_s"), before, cpu_s(endpoint), strict=True)
+                    found |= {"run_s": took_s} | {name: after - earlier for name, earlier, after in spent}
                     runs[client.__name__].append(found)
                     shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
                     print(f"round {number + 1}: {client.__name__}: {shown}", file=sys.stderr)
-    compared = compare(runs)
+    compared = compare(runs, noisy=options.real)
     worst = max(abs(row["difference"]) for row in compared)
     document = {
         "benchmark": "agreement",
@@ -81,16 +95,44 @@ def main() -> int:
         "answer_tokens": TOKENS,
         "rounds": options.rounds,
         "requests": options.requests,
+        "server_cores": options.server_cores,
         "versions": versions(options.clients, options.aiperf),
         "medians": {name: {figure: median(found, figure) for figure in found[0]} for name, found in runs.items()},
         "compared": compared,
         "worst": worst,
         "goal": GOAL,
-        "agree": worst <= GOAL,
+        "agree": all(row["agrees"] for row in compared),
         "runs": runs,
     }
     print(json.dumps(document | stamp()))
     return 0
+
+
+@contextmanager
+def served_apart(folder: Path, cores: int, *, real: bool) -> Iterator[tuple[Endpoint, Path]]:
+    """Serve, and yield the endpoint and its tokenizer's folder. What is started while it runs may use all cores but the server's own."""
+    every = sorted(os.sched_getaffinity(0))
+    if real:
+        artifact = api.build(Recipe(MODEL, [make("int8")], settings=Settings(threads=cores)))
+        engine, tokenizer, settings = find(artifact.engine), artifact.path, artifact.settings
+    else:
+        engine, tokenizer, settings = Fake(), make_tiny_model(folder / "tiny"), Settings(properties=DELAYS)
+    # A process has the cores of the one that starts it.
+    os.sched_setaffinity(0, every[:cores] or every)
+    try:
+        with engine.serve(tokenizer, settings) as endpoint:
+            os.sched_setaffinity(0, every[cores:])
+            yield endpoint, tokenizer
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def cpu_s(endpoint: Endpoint) -> tuple[float, float]:
+    """Return the processor time of clients that have ended, all of their processes, and of the server's processes, seconds."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    server = psutil.Process(endpoint.pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return ended.ru_utime + ended.ru_stime, sum(t.user + t.system for t in times)
 
 
 def texts(count: int) -> list[str]:
@@ -178,15 +220,23 @@ def aiperf(served: Served, chosen: Sequence[str]) -> dict[str, float]:
 CLIENTS: tuple[Callable[..., dict[str, float]], ...] = (ours, guidellm, aiperf)
 
 
-def compare(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """Return our median of each figure against each other client's, as a share of theirs."""
+def compare(runs: dict[str, list[dict[str, float]]], *, noisy: bool) -> list[dict[str, Any]]:
+    """Return our median of each figure against each other client's, as a share of theirs, and whether the two agree.
+
+    They do within GOAL; where the server is `noisy` within the noise too: the 95 % interval of the ratio over rounds has one in it.
+    """
     rows = []
     for client in ("guidellm", "aiperf"):
         for figure in FIGURES:
             mine, theirs = median(runs["ours"], figure), median(runs[client], figure)
+            noise = ratio([run[figure] for run in runs["ours"]], [run[figure] for run in runs[client]])
+            difference = mine / theirs - 1
             rows.append(
-                {"client": client, "figure": figure, "ours": mine, "theirs": theirs, "difference": mine / theirs - 1}
-            )
+                {
+                    "client": client, "figure": figure, "ours": mine, "theirs": theirs, "difference": difference,
+                    "ratio": noise, "agrees": abs(difference) <= GOAL or (noisy and noise["low"] <= 1 <= noise["high"]),
+                }
+            )  # fmt: skip
     return rows
 
 

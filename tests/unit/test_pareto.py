@@ -116,6 +116,13 @@ def test_the_goals_winner_is_the_goals_preset() -> None:
     assert found["latency"].label != "as-is"
 
 
+def test_balanced_gives_up_nothing_against_what_only_a_short_race_has_seen() -> None:
+    points = pareto.front([point("as-is", 1.0, 1.0), point("a short race", 0.85, 0.95), point("won", 0.9, 0.9)])
+    balanced = pareto.picks(points, 1.0, cost="won", latency="won")[1]
+    assert balanced.label == "won"
+    assert "0 % of the gain in price and 0 % of the gain in latency given up" in balanced.why
+
+
 def test_no_points_no_presets() -> None:
     assert pareto.picks([], 1.0, cost="gone", latency=None) == []
 

@@ -118,20 +118,20 @@ def picks(points: Sequence[Point], max_loss: float, *, cost: str | None, latency
     `cost` and `latency` are the recipe that won for that goal, which needs no second choice: it was raced longer than those
     that the front compares it with. `balanced` is the point of the front that is nearest to the ideal one, which would have
     the best price, the best latency and no loss at once (compromise programming: Yu 1973, Zeleny 1973; Marler and Arora 2004,
-    section 3.4). Each axis runs from 0, the best, to 1: for price and latency the as-is model, on a logarithmic scale, and for
-    quality the loss that is allowed.
+    section 3.4). Each axis runs from 0, what the preset for it has, to 1: for price and latency the as-is model, on a logarithmic
+    scale, and for quality the loss that is allowed. What a short race has beyond a winner counts for nothing.
     """
-    chosen = sorted((p for p in points if p.on_front), key=lambda p: p.label)
+    chosen = sorted((p for p in points if p.on_front), key=lambda p: (p.label not in (cost, latency), p.label))
     if not chosen:
         return []
     by_label = {p.label: p for p in points}
     cheapest = by_label.get(cost or "") or min(chosen, key=lambda p: (p.cost.value, p.latency.value))
     quickest = by_label.get(latency or "") or min(chosen, key=lambda p: (p.latency.value, p.cost.value))
-    best_cost, best_latency = min(p.cost.value for p in chosen), min(p.latency.value for p in chosen)
+    best_cost, best_latency = cheapest.cost.value, quickest.latency.value
     knee = min(chosen, key=lambda p: math.hypot(*axes(p, best_cost, best_latency, max_loss)))
     given_up = axes(knee, best_cost, best_latency, max_loss)
     words = [
-        f"{100 * max(0.0, share):.0f} % of {what}"
+        f"{100 * share:.0f} % of {what}"
         for share, what in zip(given_up, ("the gain in price", "the gain in latency", "the loss allowed"), strict=False)
     ]
     spent = f"{words[0]} and {words[1]} given up" + (f", {words[2]} taken" if knee.loss is not None else "")
@@ -143,10 +143,13 @@ def picks(points: Sequence[Point], max_loss: float, *, cost: str | None, latency
 
 
 def axes(point: Point, best_cost: float, best_latency: float, max_loss: float) -> tuple[float, float, float]:
-    """Return a point's distance from the ideal in price, latency and quality; 1 is the as-is model's, or the loss allowed."""
+    """Return a point's distance from the ideal in price, latency and quality; 1 is the as-is model's, or the loss allowed.
+
+    None is below 0: what is better than the ideal is as good as it.
+    """
 
     def given_up(value: float, best: float) -> float:
-        return math.log(value / best) / max(SMALL_GAIN, -math.log(best))
+        return max(0.0, math.log(value / best)) / max(SMALL_GAIN, -math.log(best))
 
     lost = point.loss.value if point.loss is not None else 0.0
     return (

@@ -37,7 +37,7 @@ from quicksilver.testing.tiny import make_tiny_model
 from stamp import stamp
 
 ROOT = Path(__file__).parents[1]
-STREAMS, TOKENS, WORDS = 4, 64, 96
+TOKENS, WORDS = 64, 96
 DELAYS = {"prefill_ms_per_token": 0.5, "decode_ms": 20.0, "batch_cost": 0.1}
 """Of the fake engine, ms: half a millisecond a prompt token, and steps of 20 ms that grow by a tenth with each further stream."""
 GOAL = 0.03
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--aiperf", type=Path, default=ROOT / ".venv-aiperf", help="environment of envs/aiperf.lock")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=48, help="of a run; each run has prompts of its own")
+    parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--real", action="store_true", help="serve SmolLM2-135M in INT8")
     parser.add_argument("--server-cores", type=int, default=0, help="cores that only the server may use; 0 shares all")
     options = parser.parse_args()
@@ -61,7 +62,9 @@ def main() -> int:
         folder = Path(scratch)
         every = texts(options.rounds * options.requests * len(CLIENTS))
         with served_apart(folder, options.server_cores, real=options.real) as (endpoint, tokenizer):
-            ours(endpoint, every[:STREAMS], folder)  # what a first request pays is no client's own
+            ours(
+                endpoint, every[: options.streams], options.streams, folder
+            )  # what a first request pays is no client's own
             for number in range(options.rounds):
                 order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
                 for client in order:
@@ -78,7 +81,11 @@ def main() -> int:
                     )
                     before = cpu_s(endpoint)
                     began = time.monotonic()
-                    found = client(endpoint, chosen, place) if client is ours else client(served, chosen)
+                    found = (
+                        ours(endpoint, chosen, options.streams, place)
+                        if client is ours
+                        else client(served, chosen, options.streams)
+                    )
                     took_s = time.monotonic() - began
                     spent = zip(("client_cpu_s", "server_cpu_s"), before, cpu_s(endpoint), strict=True)
                     found |= {"run_s": took_s} | {name: after - earlier for name, earlier, after in spent}
@@ -91,7 +98,7 @@ def main() -> int:
         "benchmark": "agreement",
         "model": MODEL if options.real else "tiny on the fake engine",
         "delays_ms": None if options.real else DELAYS,
-        "streams": STREAMS,
+        "streams": options.streams,
         "answer_tokens": TOKENS,
         "rounds": options.rounds,
         "requests": options.requests,
@@ -141,13 +148,13 @@ def texts(count: int) -> list[str]:
     return [p.prompt or "" for p in (*found.calibration, *found.search, *found.evaluation)]
 
 
-def ours(endpoint: Endpoint, chosen: Sequence[str], folder: Path) -> dict[str, float]:
+def ours(endpoint: Endpoint, chosen: Sequence[str], streams: int, folder: Path) -> dict[str, float]:
     """Our load client; what the others define otherwise is computed their way too, from the same Samples."""
     prompts = [
         Prompt(id=str(n), messages=(Message(role="user", content=text),), max_tokens=TOKENS, ignore_eos=True)
         for n, text in enumerate(chosen)
     ]
-    samples = run_load(endpoint, prompts, concurrency=STREAMS, max_tokens=TOKENS, out=folder / "samples.jsonl")
+    samples = run_load(endpoint, prompts, concurrency=streams, max_tokens=TOKENS, out=folder / "samples.jsonl")
     failed = [s.error for s in samples if s.error is not None]
     if failed:
         raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
@@ -167,7 +174,7 @@ def _itl_ms(sample: Sample) -> float:
     return (sample.arrivals[-1] - sample.arrivals[0]) * 1000 / (sample.completion_tokens - 1)
 
 
-def guidellm(served: Served, chosen: Sequence[str]) -> dict[str, float]:
+def guidellm(served: Served, chosen: Sequence[str], streams: int) -> dict[str, float]:
     """GuideLLM's own figures, of requests that succeeded."""
     data, out = served.folder / "prompts.jsonl", served.folder / "guidellm.json"
     _lines(data, [{"prompt": text, "output_tokens_count": TOKENS} for text in chosen])
@@ -176,7 +183,7 @@ def guidellm(served: Served, chosen: Sequence[str]) -> dict[str, float]:
         "--backend", f"kind=openai_http,target={served.url.removesuffix('/v1')}",
         "--tokenizer", f"kind=huggingface_auto,model={served.tokenizer}",
         "--data", f"kind=json_file,path={data}",
-        "--profile", f"kind=concurrent,streams={STREAMS}",
+        "--profile", f"kind=concurrent,streams={streams}",
         "--constraint", f"kind=max_requests,count={len(chosen)}",
         "--output", f"kind=json,path={out}",
     )  # fmt: skip
@@ -192,14 +199,14 @@ def guidellm(served: Served, chosen: Sequence[str]) -> dict[str, float]:
     }
 
 
-def aiperf(served: Served, chosen: Sequence[str]) -> dict[str, float]:
+def aiperf(served: Served, chosen: Sequence[str], streams: int) -> dict[str, float]:
     """AIPerf's own figures."""
     data, out = served.folder / "prompts.jsonl", served.folder / "aiperf"
     _lines(data, [{"text": text, "output_length": TOKENS} for text in chosen])
     served.run(
         served.aiperf / "bin/aiperf", "profile", "--ui", "simple", "--streaming", "--endpoint-type", "chat",
         "--url", served.url.removesuffix("/v1"), "--model", served.model, "--tokenizer", served.tokenizer,
-        "--concurrency", str(STREAMS), "--request-count", str(len(chosen)),
+        "--concurrency", str(streams), "--request-count", str(len(chosen)),
         "--input-file", data, "--custom-dataset-type", "single_turn", "--use-server-token-count",
         "--extra-inputs", "ignore_eos:true", "--extra-inputs", f"max_tokens:{TOKENS}", "--artifact-dir", out,
         # One of its processes each: more of them take the server's cores on a small machine.

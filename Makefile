@@ -40,7 +40,7 @@ clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients
 agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our figures against GuideLLM's and AIPerf's
 	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
 
-search: $(VENV)/.default  ## the search against a sweep of the same space, on the real model; about two hours
+search: $(VENV)/.default  ## the search against a sweep of the same space, on the real model; about two and a half hours
 	$(BIN)/python benchmarks/run.py search_quality
 
 peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other servers; 5 GB of environments, about 15 minutes

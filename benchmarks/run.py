@@ -34,7 +34,7 @@ JOBS = {
     "peers": [str(HERE / "peers.py"), "--chart", str(RESULTS / "peers.svg")],
     "through": [str(HERE / "through.py")],
     "native": [str(HERE / "native.py")],
-    "search_quality": [str(HERE / "search_quality.py"), "--limit", "48", "--weight", "2"],
+    "search_quality": [str(HERE / "search_quality.py"), "--limit", "48", "--weight", "2", "--seeds", "10"],
 } | {name: [str(HERE / f"{name}.py")] for name in planner_figures.BENCHMARKS}
 ON_REQUEST = {"agreement", "native", "peers", "search_quality", "through", *planner_figures.BENCHMARKS}
 """These need environments of their own, or take long: see the Makefile."""

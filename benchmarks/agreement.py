@@ -62,9 +62,8 @@ def main() -> int:
         folder = Path(scratch)
         every = texts(options.rounds * options.requests * len(CLIENTS))
         with served_apart(folder, options.server_cores, real=options.real) as (endpoint, tokenizer):
-            ours(
-                endpoint, every[: options.streams], options.streams, folder
-            )  # what a first request pays is no client's own
+            # What a first request pays is no client's own.
+            ours(endpoint, every[: options.streams], options.streams, folder)
             for number in range(options.rounds):
                 order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
                 for client in order:
@@ -189,7 +188,9 @@ def guidellm(served: Served, chosen: Sequence[str], streams: int) -> dict[str, f
     )  # fmt: skip
     metrics = json.loads(out.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     totals = metrics["request_totals"]
-    assert totals["successful"] == totals["total"] == len(chosen), totals
+    assert totals["successful"] == totals["total"], totals
+    # It ends once as many have begun: seen once, 15 of 16 in its document and none that failed.
+    assert len(chosen) - streams <= totals["total"] <= len(chosen), totals
     assert metrics["output_token_count"]["successful"]["mean"] == TOKENS, metrics["output_token_count"]["successful"]
     return {
         "ttft_p50_ms": metrics["time_to_first_token_ms"]["successful"]["median"],

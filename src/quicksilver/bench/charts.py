@@ -6,6 +6,7 @@ docs/decisions/0003-charts.md.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def draw(result: Result) -> list[Chart]:
     return [chart for chart in found if chart is not None]
 
 
+@functools.cache  # over a second each, of three and a half for a report
 def script(page: str) -> str:
     """Bundle Vega, Vega-Lite, vega-embed and the page's own script, which calls `vegaEmbed`, about 0.9 MB."""
     import vl_convert

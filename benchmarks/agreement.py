@@ -2,7 +2,8 @@
 
 Serves a tiny model on the fake engine with fixed delays, or SmolLM2-135M with --real. With --server-cores the server has some cores of
 its own, and clients the others: what a client computes is then not taken from the model. The processor time of clients and server is
-noted for each run. `docs/agreement.md` says which figure of one client is compared with which of another.
+noted for each run, and so is what the server itself recorded of its requests: what a client says is also compared as a share of that,
+which takes a real server's own noise out. `docs/agreement.md` says which figure of one client is compared with which of another.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,10 @@ from typing import Any
 import psutil
 
 from clients import MODEL, Served
-from decoder import ratio
 from quicksilver import Recipe, api
 from quicksilver.bench.load import run_load
-from quicksilver.engines import find
-from quicksilver.engines.fake import Fake
-from quicksilver.nouns import Endpoint, Message, Prompt, Sample, Settings
+from quicksilver.engines.process import serve_command
+from quicksilver.nouns import Command, Endpoint, Message, Prompt, Sample, Settings
 from quicksilver.sources import workloads
 from quicksilver.techniques import make
 from quicksilver.testing.tiny import make_tiny_model
@@ -41,6 +41,8 @@ TOKENS, WORDS = 64, 96
 DELAYS = {"prefill_ms_per_token": 0.5, "decode_ms": 20.0, "batch_cost": 0.1}
 """Of the fake engine, ms: half a millisecond a prompt token, and steps of 20 ms that grow by a tenth with each further stream."""
 GOAL = 0.03
+RECORD_S = 5.0
+"""Seconds within which the server's record has its last request."""
 FIGURES = ("ttft_p50_ms", "itl_p50_ms", "tokens_per_s", "requests_per_s")
 
 
@@ -57,42 +59,32 @@ def main() -> int:
     options = parser.parse_args()
     if not 0 <= options.server_cores < len(os.sched_getaffinity(0)):
         parser.error(f"--server-cores leaves no core to clients: there are {len(os.sched_getaffinity(0))}")
-    runs: dict[str, list[dict[str, float]]] = {client.__name__: [] for client in CLIENTS}
+    runs: dict[str, list[Run]] = {client.__name__: [] for client in CLIENTS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         every = texts(options.rounds * options.requests * len(CLIENTS))
-        with served_apart(folder, options.server_cores, real=options.real) as (endpoint, tokenizer):
+        with served_apart(folder, options.server_cores, real=options.real) as server:
             # What a first request pays is no client's own.
-            ours(endpoint, every[: options.streams], options.streams, folder)
+            ours(server.endpoint, every[: options.streams], options.streams, folder)
             for number in range(options.rounds):
                 order = CLIENTS[number % len(CLIENTS) :] + CLIENTS[: number % len(CLIENTS)]
                 for client in order:
                     chosen, every = every[: options.requests], every[options.requests :]
                     place = folder / f"{client.__name__}-{number}"
                     place.mkdir()
-                    served = Served(
-                        endpoint.url,
-                        endpoint.model,
-                        tokenizer,
-                        place,
-                        options.clients.absolute(),
-                        options.aiperf.absolute(),
-                    )
-                    before = cpu_s(endpoint)
-                    began = time.monotonic()
-                    found = (
-                        ours(endpoint, chosen, options.streams, place)
-                        if client is ours
-                        else client(served, chosen, options.streams)
-                    )
-                    took_s = time.monotonic() - began
-                    spent = zip(("client_cpu_s", "server_cpu_s"), before, cpu_s(endpoint), strict=True)
-                    found |= {"run_s": took_s} | {name: after - earlier for name, earlier, after in spent}
-                    runs[client.__name__].append(found)
-                    shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-                    print(f"round {number + 1}: {client.__name__}: {shown}", file=sys.stderr)
+                    places = options.clients.absolute(), options.aiperf.absolute()
+                    served = Served(server.endpoint.url, server.endpoint.model, server.tokenizer, place, *places)
+                    with noted(server, len(chosen)) as run:
+                        run.said = (
+                            ours(server.endpoint, chosen, options.streams, place)
+                            if client is ours
+                            else client(served, chosen, options.streams)
+                        )
+                    runs[client.__name__].append(run)
+                    shown = ", ".join(f"{name} {value:.2f} ({run.recorded[name]:.2f})" for name, value in run.shared())
+                    print(f"round {number + 1}: {client.__name__}: {shown}; {run.spent}", file=sys.stderr)
     compared = compare(runs, noisy=options.real)
-    worst = max(abs(row["difference"]) for row in compared)
+    worst = max(abs(row["of_record" if options.real else "difference"]) for row in compared)
     document = {
         "benchmark": "agreement",
         "model": MODEL if options.real else "tiny on the fake engine",
@@ -103,34 +95,89 @@ def main() -> int:
         "requests": options.requests,
         "server_cores": options.server_cores,
         "versions": versions(options.clients, options.aiperf),
-        "medians": {name: {figure: median(found, figure) for figure in found[0]} for name, found in runs.items()},
         "compared": compared,
         "worst": worst,
         "goal": GOAL,
         "agree": all(row["agrees"] for row in compared),
-        "runs": runs,
+        "runs": {name: [asdict(run) for run in found] for name, found in runs.items()},
     }
     print(json.dumps(document | stamp()))
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What serves: its endpoint, the folder of its tokenizer, and the file where it records its requests."""
+
+    endpoint: Endpoint
+    tokenizer: Path
+    record: Path
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return what it recorded so far, a row a request."""
+        return [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a client."""
+
+    said: dict[str, float] = field(default_factory=dict)
+    """Its figures."""
+    recorded: dict[str, float] = field(default_factory=dict)
+    """The same by the server's record of the run."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds: the processor time of the client and of the server, and how long the client ran, its start included."""
+
+    def shared(self) -> list[tuple[str, float]]:
+        """Return the figures that all clients and the record have."""
+        return [(name, self.said[name]) for name in FIGURES]
+
+
 @contextmanager
-def served_apart(folder: Path, cores: int, *, real: bool) -> Iterator[tuple[Endpoint, Path]]:
-    """Serve, and yield the endpoint and its tokenizer's folder. What is started while it runs may use all cores but the server's own."""
+def served_apart(folder: Path, cores: int, *, real: bool) -> Iterator[Server]:
+    """Serve with a record. What is started while it runs may use all cores but the server's own."""
     every = sorted(os.sched_getaffinity(0))
     if real:
-        artifact = api.build(Recipe(MODEL, [make("int8")], settings=Settings(threads=cores)))
-        engine, tokenizer, settings = find(artifact.engine), artifact.path, artifact.settings
+        recipe = Recipe(MODEL, [make("int8")], settings=Settings(threads=cores))
     else:
-        engine, tokenizer, settings = Fake(), make_tiny_model(folder / "tiny"), Settings(properties=DELAYS)
+        recipe = Recipe(str(make_tiny_model(folder / "tiny")), engine="fake", settings=Settings(properties=DELAYS))
+    artifact, record = api.build(recipe), folder / "record.jsonl"
+    words = [sys.executable, "-m", "quicksilver", "serve", str(artifact.path), "--record", str(record), "--port"]
     # A process has the cores of the one that starts it.
     os.sched_setaffinity(0, every[:cores] or every)
     try:
-        with engine.serve(tokenizer, settings) as endpoint:
+        with serve_command(lambda port: Command([*words, str(port)]), log=folder / "server.log") as endpoint:
             os.sched_setaffinity(0, every[cores:])
-            yield endpoint, tokenizer
+            yield Server(endpoint, artifact.path, record)
     finally:
         os.sched_setaffinity(0, every)
+
+
+@contextmanager
+def noted(server: Server, count: int) -> Iterator[Run]:
+    """Note what a client's run of so many requests spends, and what the server records of it."""
+    run, before, cpu, began = Run(), len(server.requests()), cpu_s(server.endpoint), time.monotonic()
+    yield run
+    run.spent["run_s"] = time.monotonic() - began
+    run.spent |= {k: b - a for k, a, b in zip(("client_s", "server_s"), cpu, cpu_s(server.endpoint), strict=True)}
+    # A thread of its own writes the record.
+    deadline = time.monotonic() + RECORD_S
+    while len(rows := server.requests()[before:]) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.recorded = recorded(rows)
+
+
+def recorded(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the figures of some requests by the server's own record: from a request's arrival to its end."""
+    whole = [row for row in rows if row["completion_tokens"] == [TOKENS]]
+    seconds = max(r["arrival_s"] + r["duration_ms"] / 1000 for r in whole) - min(r["arrival_s"] for r in whole)
+    return {
+        "ttft_p50_ms": statistics.median(r["ttft_ms"] for r in whole),
+        "itl_p50_ms": statistics.median((r["duration_ms"] - r["ttft_ms"]) / (TOKENS - 1) for r in whole),
+        "tokens_per_s": TOKENS * len(whole) / seconds,
+        "requests_per_s": len(whole) / seconds,
+    }
 
 
 def cpu_s(endpoint: Endpoint) -> tuple[float, float]:
@@ -228,29 +275,24 @@ def aiperf(served: Served, chosen: Sequence[str], streams: int) -> dict[str, flo
 CLIENTS: tuple[Callable[..., dict[str, float]], ...] = (ours, guidellm, aiperf)
 
 
-def compare(runs: dict[str, list[dict[str, float]]], *, noisy: bool) -> list[dict[str, Any]]:
+def compare(runs: Mapping[str, Sequence[Run]], *, noisy: bool) -> list[dict[str, Any]]:
     """Return our median of each figure against each other client's, as a share of theirs, and whether the two agree.
 
-    They do within GOAL; where the server is `noisy` within the noise too: the 95 % interval of the ratio over rounds has one in it.
+    `of_record` is the same for each run's figure as a share of what the server recorded of that run. Two agree within GOAL; where
+    the server is `noisy`, of the record.
     """
     rows = []
     for client in ("guidellm", "aiperf"):
         for figure in FIGURES:
-            mine, theirs = median(runs["ours"], figure), median(runs[client], figure)
-            noise = ratio([run[figure] for run in runs["ours"]], [run[figure] for run in runs[client]])
-            difference = mine / theirs - 1
-            rows.append(
-                {
-                    "client": client, "figure": figure, "ours": mine, "theirs": theirs, "difference": difference,
-                    "ratio": noise, "agrees": abs(difference) <= GOAL or (noisy and noise["low"] <= 1 <= noise["high"]),
-                }
-            )  # fmt: skip
+            mine, theirs = (statistics.median(run.said[figure] for run in runs[name]) for name in ("ours", client))
+            own, other = (
+                statistics.median(run.said[figure] / run.recorded[figure] for run in runs[name])
+                for name in ("ours", client)
+            )
+            found = {"difference": mine / theirs - 1, "of_record": own / other - 1}
+            agrees = abs(found["of_record" if noisy else "difference"]) <= GOAL
+            rows.append({"client": client, "figure": figure, "ours": mine, "theirs": theirs, **found, "agrees": agrees})
     return rows
-
-
-def median(found: Sequence[dict[str, float]], figure: str) -> float:
-    """Return the median of a figure over runs."""
-    return statistics.median(run[figure] for run in found)
 
 
 def versions(clients: Path, aiperf: Path) -> dict[str, str]:

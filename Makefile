@@ -39,6 +39,7 @@ clients: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## clients
 
 agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our figures against GuideLLM's and AIPerf's
 	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf
+	$(BIN)/python benchmarks/agreement.py --clients $(VENV)-clients --aiperf $(VENV)-aiperf --real --server-cores 1
 
 search: $(VENV)/.default  ## the search against a sweep of the same space, on the real model; about two and a half hours
 	$(BIN)/python benchmarks/run.py search_quality

@@ -3,7 +3,7 @@
 Serves a tiny model on the fake engine with fixed delays, or SmolLM2-135M with --real. With --server-cores the server has some cores of
 its own, and clients the others: what a client computes is then not taken from the model. The processor time of clients and server is
 noted for each run, and so is what the server itself recorded of its requests: what a client says is also compared as a share of that,
-which takes a real server's own noise out. `docs/agreement.md` says which figure of one client is compared with which of another.
+which takes a real server's own noise out. `docs/agreement.md` says which figure of one client is compared with which of another. Linux only.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ agreement: $(VENV)/.default $(VENV)-clients/.made $(VENV)-aiperf/.made  ## our f
 search: $(VENV)/.default  ## the search against a sweep of the same space, on the real model; about two and a half hours
 	$(BIN)/python benchmarks/run.py search_quality
 
-peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other servers; 5 GB of environments, about 15 minutes
+peers: $(VENV)/.default $(VENV)-transformers/.made  ## our choice against other servers; 5 GB of environments, about 40 minutes on two cores
 	$(BIN)/quicksilver engine add llamacpp
 	$(BIN)/quicksilver engine add vllm
 	$(BIN)/python benchmarks/run.py peers through

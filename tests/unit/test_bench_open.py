@@ -23,8 +23,10 @@ from quicksilver.bench.measure import measure, plan
 from quicksilver.bench.price import price
 from quicksilver.bench.schedule import streams_at
 from quicksilver.bench.stats import figures
+from quicksilver.cli import run
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns import Arrivals, Benchmark, Endpoint, Prompt, Sample, Workload
+from quicksilver.sources.home import HOME_VARIABLE
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -192,6 +194,37 @@ def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(tmp_path: Pat
     )
     assert len(read_samples(tmp_path / "s")) == 20
     assert found.answered == 14
+    assert not found.server_gone, "it lists its models still"
+
+
+def test_a_server_that_is_gone_at_the_end_is_told_and_ends_with_5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    file = tmp_path / "w.jsonl"
+    file.write_text("".join(json.dumps({"id": p.id, "prompt": p.prompt}) + "\n" for p in prompts(30)), encoding="utf-8")
+    dying, asked = dies_after(15), 0
+
+    def models(exchange: Exchange) -> None:
+        if asked <= 15:
+            exchange.answer(200, {"data": [{"id": "m"}]})
+        else:
+            exchange.close_connection = True
+
+    def answers(exchange: Exchange) -> None:
+        nonlocal asked
+        asked += 1
+        dying(exchange)
+
+    with serving(v1_models=models, v1_completions=answers) as server:
+        code = run(["bench", server.url, "--workload", str(file), "--streams", "1,4", "--out", str(tmp_path), "--json"])
+    out, err = capsys.readouterr()
+    found = Benchmark.model_validate_json(out)
+    assert code == 5, found.notes
+    assert found.server_gone
+    assert (found.speeds[0].errors, found.answered) == (0, 14)
+    assert any(n.startswith("The server stopped answering at 4 streams, after ") for n in found.notes)
+    assert "the server is gone" in err
 
 
 def test_an_endpoint_that_answers_nothing_is_one_sentence(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from quicksilver.bench.alive import gone
 from quicksilver.bench.doubts import ClientReport
 from quicksilver.bench.load import run_load
 from quicksilver.bench.looks import KeptLooks
@@ -16,7 +17,6 @@ from quicksilver.bench.slo import requests_needed
 from quicksilver.bench.slo_search import Loads, amount, search, streams
 from quicksilver.bench.steady import keeps_up
 from quicksilver.engines.process import cold_start_s
-from quicksilver.engines.remote import request_json
 from quicksilver.errors import BadInputError, EngineError
 from quicksilver.nouns.base import content_hash
 from quicksilver.nouns.benchmark import Benchmark
@@ -29,9 +29,6 @@ from quicksilver.nouns.workload import Prompt, Workload
 
 Progress = Callable[[str, int, int, float | None], None]
 """The load that is put on, requests of it that ended, requests of it in all, seconds that the search is expected to take from now."""
-
-GONE = ("connect", "disconnect", "unsent")
-ALIVE_S = 10.0
 
 
 class TooFewPromptsError(BadInputError):
@@ -216,7 +213,8 @@ class _Looks:
             on_progress=self.clock.tick,
             on_report=reports.append,
         )
-        _check_alive(self.endpoint, found, where)
+        if silence := gone(self.endpoint, found, f"at {where}"):
+            raise EngineError(silence)
         if opened and reports[-1].saturated:
             raise EngineError(
                 f"The load client was saturated at {where}, so nothing is known of it: {reports[-1].saturated}."
@@ -224,17 +222,3 @@ class _Looks:
         if opened and keeps_up(found) is False:
             said.append(f"The server doesn't keep up at {where}: latencies there grow with the length of the look.")
         return found
-
-
-def _check_alive(endpoint: Endpoint, samples: Sequence[Sample], where: str) -> None:
-    """Tell a server that is gone from one that is overloaded. Raises EngineError."""
-    last = samples[-max(3, samples[-1].concurrency) :]
-    if not all(s.error is not None and s.error.startswith(GONE) for s in last):
-        return
-    try:
-        request_json(f"{endpoint.url}/models", api_key=endpoint.api_key, timeout_s=ALIVE_S)
-    except EngineError as error:
-        answered = sum(s.error is None for s in samples)
-        raise EngineError(
-            f"The server stopped answering at {where}, after {answered} of {len(samples)} requests: {str(error).rstrip('.')}."
-        ) from error

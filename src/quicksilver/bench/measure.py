@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quicksilver import __version__
+from quicksilver.bench.alive import gone
 from quicksilver.bench.doubts import ClientReport, place, worst
 from quicksilver.bench.load import run_load
 from quicksilver.bench.price import cost
@@ -72,11 +73,12 @@ def measure(
     run_load(endpoint, [warm], concurrency=1, max_tokens=WARM_UP_TOKENS, out=samples, warmup=True)
     notes = [f"{workload.name}: {workload.remark}."] if workload.remark else []
     seen: list[Sample] = []
+    silence = ""
     clients: dict[Arrivals, list[ClientReport]] = {load: [] for load in loads}
     total, done = sum(len(batch) for _, _, batch in batches), 0
     for number, load, batch in batches:
         on_progress(load.label, done, total)
-        seen += run_load(
+        found = run_load(
             endpoint,
             batch,
             arrivals=load,
@@ -87,11 +89,13 @@ def measure(
             on_note=notes.append,
             on_report=clients[load].append,
         )
+        seen += found
         done += len(batch)
+        silence = gone(endpoint, found, place(load))
     speeds = []
     for load in loads:
         client = worst(clients[load])
-        found = figures(seen, load, steady_only=steady_only).model_copy(
+        speed = figures(seen, load, steady_only=steady_only).model_copy(
             update={
                 "client_cpu_share": client.cpu_share,
                 "behind_p99_ms": client.behind_p99_ms,
@@ -99,8 +103,9 @@ def measure(
                 "saturated": client.saturated,
             }
         )
-        notes += _remarks(found, load, of_load(seen, load), counted=not steady_only)
-        speeds.append(found)
+        notes += _remarks(speed, load, of_load(seen, load), counted=not steady_only)
+        speeds.append(speed)
+    notes += [silence] if silence else []
     described = describe(
         endpoint,
         workload,
@@ -124,6 +129,7 @@ def measure(
         update={
             "steps": tuple(step for load in loads for step in steps(seen, load)),
             "cold_start_s": started_s,
+            "server_gone": bool(silence),
             "slo": slo,
             "goodputs": () if slo is None else tuple(goodput(of_load(seen, load), slo) for load in loads),
         }

@@ -131,7 +131,8 @@ def bench(
 ) -> None:
     """Measure TARGET: the URL of a server that speaks the OpenAI API, an artefact, runs/ID, or a key of the store.
 
-    With --slo it finds the highest load that meets it, and ends with 1 if there is none.
+    With --slo it finds the highest load that meets it, and ends with 1 if there is none. If the server dies on the way, what was
+    measured is kept and it ends with 5.
     """
     from quicksilver import api
     from quicksilver.bench import export
@@ -200,6 +201,9 @@ def bench(
     if found.search is not None and found.search.ended:
         goes_on = ", and the same command goes on from there" if file_of(found.samples).is_file() else ""
         note(f"error: {found.search.ended} What was measured is kept{goes_on}.")
+        context.exit(EngineError.exit_code)
+    if found.server_gone:
+        note("error: the server is gone; what was measured before is kept.")
         context.exit(EngineError.exit_code)
     if found.search is not None and found.search.best is None:
         context.exit(1)

@@ -40,6 +40,9 @@ class Benchmark(Noun):
     search: SloSearch | None = Field(
         None, description="how the highest load that meets `slo` was looked for, if it was"
     )
+    server_gone: bool = Field(
+        False, description="nothing answered any more at the end; a note says since when, and of a search its `ended`"
+    )
     notes: tuple[str, ...] = Field((), description="doubts about the figures, a sentence each")
 
     @property

@@ -335,6 +335,20 @@ def test_guesses_are_counted_by_prompt_where_the_server_says(tmp_path: Path) -> 
     assert speed.tokens_per_piece == 10
 
 
+def test_llama_cpp_says_in_its_timings_how_many_guesses_held() -> None:
+    stream = client.Stream(Sample(prompt_id="p", concurrency=1, scheduled=0.0, sent=0.0))
+    # As its server ends a stream (build 0c1e570, with a draft model), shortened.
+    last = {
+        "choices": [],
+        "object": "chat.completion.chunk",
+        "usage": {"completion_tokens": 40, "prompt_tokens": 38, "total_tokens": 78},
+        "timings": {"prompt_n": 38, "predicted_n": 40, "predicted_ms": 655.4, "draft_n": 33, "draft_n_accepted": 30},
+    }
+    stream.feed(event("a") + b"data: " + json.dumps(last).encode() + b"\n\n" + DONE, 1.0)
+    stream.close(1.0)
+    assert (stream.sample.accepted, stream.sample.drafted) == (30, 33)
+
+
 @pytest.mark.parametrize(
     "details",
     [

@@ -92,6 +92,7 @@ class Stream:
             usage = event.get("usage")
             if usage:
                 self._count(usage)
+            self._guesses(usage or {}, event.get("timings") or {})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnswerError(f"protocol: an event of the stream isn't OpenAI's: {payload[:80]!r}") from error
 
@@ -100,11 +101,17 @@ class Stream:
         sample.prompt_tokens = int(usage["prompt_tokens"])
         sample.completion_tokens = int(usage["completion_tokens"])
         self.counted = True
-        # OpenAI's words for predicted outputs: what was guessed ahead and right, and what was guessed in vain.
+
+    def _guesses(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
+        """Take how many tokens were guessed ahead and how many of them rightly, if the server tells."""
+        # OpenAI's words for predicted outputs, and those of llama.cpp's server.
         details = usage.get("completion_tokens_details") or {}
         accepted, rejected = (details.get(f"{what}_prediction_tokens") for what in ("accepted", "rejected"))
-        if isinstance(accepted, int) and isinstance(rejected, int) and accepted + rejected > 0:
-            sample.accepted, sample.drafted = accepted, accepted + rejected
+        drafted = accepted + rejected if isinstance(accepted, int) and isinstance(rejected, int) else None
+        if drafted is None:
+            drafted, accepted = timings.get("draft_n"), timings.get("draft_n_accepted")
+        if isinstance(drafted, int) and isinstance(accepted, int) and drafted > 0:
+            self.sample.accepted, self.sample.drafted = accepted, drafted
 
     def _choice(self, choice: dict[str, Any], now: float) -> None:
         delta = choice.get("delta") or {}

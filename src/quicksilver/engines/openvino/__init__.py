@@ -71,9 +71,11 @@ class OpenVino(Engine):
     def serve(
         self, artifact: Path, settings: Settings, *, port: int = 0, log: Path | None = None
     ) -> Iterator[Endpoint]:
+        from quicksilver.engines.openvino.files import check_room
         from quicksilver.engines.process import serve_process
 
         self.version()
+        check_room(artifact)
         with serve_process(self.name, artifact, settings, port=port, log=log, python=sys.executable) as endpoint:
             yield endpoint
 
@@ -110,6 +112,9 @@ class OpenVino(Engine):
         return time_apart(artifact, settings, shapes, say, budget_s=budget_s)
 
     def open(self, artifact: Path, settings: Settings) -> Decoder:
+        from quicksilver.engines.openvino.files import check_room
+
+        check_room(artifact)
         _import_lightly()
         if settings.speculation is not None and settings.speculation.kind == "draft":
             from quicksilver.engines.openvino.genai import GenAiDecoder

@@ -93,6 +93,24 @@ def forty() -> Result:
     return base.model_copy(update={"candidates": (*base.candidates, *more)})
 
 
+def beaten() -> Result:
+    """Forty recipes of which a short race left most behind, the last of them on an engine of its own."""
+    base = forty()
+    names = {c.label for c in golden().candidates}
+    lost = [
+        c if c.label in names else c.model_copy(update={"eligible": False, "reason": "The short race left it behind."})
+        for c in base.candidates
+    ]
+    slowest = min(
+        (c for c in lost if c.label not in names), key=lambda c: c.score.cost.measured if c.score.cost else 0.0
+    )
+    cost = slowest.score.cost
+    assert cost is not None
+    dear = _scored(slowest, cost=cost.model_copy(update={"measured": 1000.0}))
+    last = dear.model_copy(update={"recipe": {**dear.recipe, "engine": "vllm"}, "label": "vllm: as-is"})
+    return base.model_copy(update={"candidates": (*(c for c in lost if c is not slowest), last)})
+
+
 def evil() -> Result:
     """A user whose labels and remarks are markup for every face of the report."""
     base = golden()

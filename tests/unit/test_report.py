@@ -33,6 +33,7 @@ ALL = (
     "no_baseline",
     "old",
     "forty",
+    "beaten",
     "evil",
     "predicted",
 )
@@ -216,8 +217,33 @@ def test_table_fits_the_terminal_and_loses_nothing(variant: str, width: int) -> 
     assert max(map(len, lines)) <= width
     assert "…" not in text, "a figure or a label was cut off"
     flat = re.sub(r"\s", "", text)
+    folded = {row.label for row in columns.rows(result, []) if row.folded}
     for candidate in result.candidates:
-        assert re.sub(r"\s", "", findings.plain(candidate.label)).split("+")[0] in flat
+        assert candidate.label in folded or re.sub(r"\s", "", findings.plain(candidate.label)).split("+")[0] in flat
+
+
+def test_of_many_recipes_those_that_cannot_win_are_folded_but_for_the_best() -> None:
+    result = variants.beaten()
+    rows = columns.rows(result, [])
+    folded = [row for row in rows if row.folded]
+    shown = [row for row in rows if not row.folded]
+    assert {row.mark for row in folded} == {"over"}
+    assert [row.mark for row in shown].count("over") == columns.FIRST + 1
+    assert shown[-1].label == "vllm: as-is", "it is the only one of its engine"
+    assert all(row.label != "vllm: as-is" for row in folded)
+
+    text = " ".join(printed(result, 120).split())
+    assert f"{len(folded)} more that can't win are in report.html." in text
+    left = next(group for group in findings.left_out(result) if group.title == "Can't win")
+    hidden = max(len(labels) for _, labels in left.reasons) - columns.MANY
+    assert f"and {hidden} more" in text
+
+    tags = Tags(page("beaten"))
+    assert tags.text.count(f"{len(folded)} more that can't win") == 2  # of the recipes, and of their quality
+    for row in rows:
+        assert row.label in tags.text
+        assert row.label in report.markdown(result)
+    assert not any(row.folded for row in columns.rows(variants.golden(), []))
 
 
 def test_table_has_no_escape_codes_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:

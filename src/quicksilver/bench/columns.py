@@ -11,6 +11,10 @@ from quicksilver.nouns import Candidate, Figure, Goal, Result, SpeculationTable
 from quicksilver.nouns.score import Preference
 
 Mark = Literal["winner", "as-is", "over", ""]
+MANY = 12
+"""Rows that are shown at once. Where there are more, those of recipes that can't win are folded away, but for"""
+FIRST = 5
+"""the best ones, and the best of each engine that would have no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Row:
     label: str
     mark: Mark
     cells: tuple[Cell, ...]
+    folded: bool = False
+    """One of many that can't win: shown only when it is asked for."""
 
 
 def columns(result: Result, shown: Sequence[int]) -> list[Column]:
@@ -75,19 +81,24 @@ def columns(result: Result, shown: Sequence[int]) -> list[Column]:
 
 
 def rows(result: Result, shown: Sequence[Column]) -> list[Row]:
-    """One row for each recipe that was measured."""
+    """One row for each recipe that was measured, folded if there are many and it can't win."""
     won = findings.winner(result)
-    return [
-        Row(
-            candidate.label,
+    every = findings.measured(result)
+    found: list[Row] = []
+    beaten, engines = 0, set()
+    for candidate in every:
+        mark: Mark = (
             "winner" if candidate is won
             else "as-is" if candidate.baseline
             else "" if candidate.eligible or not candidate.reason
-            else "over",
-            tuple(column.cell(candidate) for column in shown),
-        )
-        for candidate in findings.measured(result)
-    ]  # fmt: skip
+            else "over"
+        )  # fmt: skip
+        engine = candidate.recipe.get("engine")
+        beaten += mark == "over"
+        folded = len(every) > MANY and mark == "over" and beaten > FIRST and engine in engines
+        engines.add(engine)
+        found.append(Row(candidate.label, mark, tuple(column.cell(candidate) for column in shown), folded))
+    return found
 
 
 def _speed_column(result: Result, concurrency: int) -> Column:

@@ -60,7 +60,10 @@ def table(result: Result, certificate: Certificate | None = None, *, width: int 
     ]
     rows = table_columns.rows(result, columns)
     if rows:
-        parts += [_rich_table(columns, rows, width), Text(_legend(columns, rows, every, shown), style="dim")]
+        unfolded = [row for row in rows if not row.folded]
+        more = len(rows) - len(unfolded)
+        below = _legend(columns, rows, every, shown) + (f" {more} more that can't win are in {REPORT}." if more else "")
+        parts += [_rich_table(columns, unfolded, width), Text(below, style="dim")]
     parts += [Text(plain(line), style="yellow") for line in findings.cautions(result)]
     parts.append(Text(plain(findings.price_words(result)), style="dim"))
     won = findings.winner(result) is not None
@@ -76,7 +79,9 @@ def table(result: Result, certificate: Certificate | None = None, *, width: int 
     for group in findings.left_out(result):
         parts.append(Text.assemble(("\n" + group.title, "bold"), (f" ({group.count}): {group.meaning}", "dim")))
         for reason, labels in group.reasons:
-            names = Text("; ".join(map(plain, labels)), "bold")
+            names = Text("; ".join(map(plain, labels[: table_columns.MANY])), "bold")
+            if len(labels) > table_columns.MANY:
+                names.append(f"; and {len(labels) - table_columns.MANY} more", "not bold")
             if len(labels) == 1:
                 parts.append(Padding(Text.assemble(names, ": ", plain(reason)), (0, 0, 0, 2), expand=False))
             else:

@@ -226,6 +226,19 @@ def test_a_search_keeps_to_its_budget_and_finds_how_to_serve(
         assert best in raced[0], "techniques come alone on the weights that lead, and not on the as-is model's"
 
 
+@pytest.mark.parametrize("budget_minutes", [10, 40])
+def test_time_is_kept_for_the_winner_s_techniques_alone(
+    budget_minutes: int, model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(1.0)
+    on(machine, monkeypatch, tmp_path / "home")
+    found = searched(model, workload, tmp_path / "runs", budget_minutes=budget_minutes)
+    assert found.interactions is not None
+    assert len(found.interactions.parts) >= 2
+    assert [part.label for part in found.interactions.parts if "budget" in part.remark] == []
+    assert machine.elapsed_s <= 60 * budget_minutes
+
+
 def test_on_a_very_slow_machine_the_smallest_final_is_all_that_comes_late(
     model: Path, workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

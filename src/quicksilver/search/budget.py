@@ -16,8 +16,10 @@ AFTER_COST = 1.3
 """The same over an entry of a short race."""
 PRESETS_SHARE = 0.08
 """Share of the budget that is kept for the presets' benchmark."""
+ALONE_SHARE = 0.06
+"""Share of the budget that is kept for racing the winner's techniques alone: what each of them is worth is an answer, too."""
 SLOW = 25
-"""With no room for so many entries of a short race in the budget, nothing is kept for presets: they have what is left."""
+"""With no room for so many entries of a short race in the budget, nothing is kept for these two: they have what is left."""
 WEIGHTS_SHARE = 0.5
 """Share of what is left before the final that the race of weights may take: how to serve them is worth as much."""
 UNKNOWN = 64
@@ -50,16 +52,25 @@ def table_s(search: Search) -> float:
 
 
 def after_s(search: Search) -> float:
-    """Seconds that are kept for what comes after the final: the winner's table, and the presets but for a quick search."""
-    slow = search.entry_s is not None and SLOW * search.entry_s > search.run.budget_s
-    return table_s(search) + (0.0 if search.quick or slow else PRESETS_SHARE * search.run.budget_s)
+    """Seconds that are kept for what comes last: the winner's table, and the presets but for a quick search."""
+    return table_s(search) + (0.0 if _narrow(search) else PRESETS_SHARE * search.run.budget_s)
+
+
+def alone_s(search: Search) -> float:
+    """Seconds that are kept between the final and that, for the winner's techniques alone."""
+    return 0.0 if _narrow(search) else ALONE_SHARE * search.run.budget_s
+
+
+def _narrow(search: Search) -> bool:
+    """Whether the search is a quick one, or its budget small for this machine."""
+    return search.quick or (search.entry_s is not None and SLOW * search.entry_s > search.run.budget_s)
 
 
 def left_s(search: Search) -> float:
     """Seconds that are left before the final has to begin."""
     most = FINAL_SHARE * search.run.budget_s
     kept = next((cost for size in SIZES if (cost := size.round_s(search)) <= most), SIZES[-1].round_s(search))
-    return search.run.left_s - kept - after_s(search)
+    return search.run.left_s - kept - alone_s(search) - after_s(search)
 
 
 def room(search: Search, weight: int = 1) -> int:
@@ -77,7 +88,7 @@ def has_room(search: Search, seconds: float, entries: int) -> bool:
 
 def final(search: Search) -> Final:
     """Return the largest final that there is room for, or the smallest."""
-    left = search.run.left_s - after_s(search)
+    left = search.run.left_s - alone_s(search) - after_s(search)
     if search.entry_s is None:
         return SIZES[0] if left >= FINAL_SHARE * search.run.budget_s else SIZES[-1]
     return next((size for size in SIZES if size.round_s(search) <= left), SIZES[-1])

@@ -27,6 +27,7 @@ from quicksilver.bench.versus import Versus
 from quicksilver.build import build as building
 from quicksilver.build import plan as planning
 from quicksilver.errors import BadInputError, EngineError, QuicksilverError
+from quicksilver.hardware import detect
 from quicksilver.nouns import Artifact, Endpoint, Goal, Prompt, Recipe, Sample, Workload
 from quicksilver.recipes import load_recipe
 from quicksilver.sources import models, workloads
@@ -36,11 +37,14 @@ from stamp import stamp
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-transformers"
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 CHOICES = {
-    1: RECIPES / "smollm2-cost.toml",
-    4: RECIPES / "smollm2-4-streams.toml",
-    8: RECIPES / "smollm2-8-streams.toml",
+    "AVX-512 VNNI": dict.fromkeys((1, 4, 8), RECIPES / "smollm2-avx512.toml"),
+    "AVX2": {
+        1: RECIPES / "smollm2-cost.toml",
+        4: RECIPES / "smollm2-4-streams.toml",
+        8: RECIPES / "smollm2-8-streams.toml",
+    },
 }
-"""What `optimize` chose for each number of streams."""
+"""What `optimize` chose for each number of streams on two cores, by the best instruction set that they had."""
 PROMPTS = {1: 3, 4: 8, 8: 16}
 """Prompts of a round, for each number of streams; two a stream for others."""
 WARM_UP = 4
@@ -140,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure, write the chart and the table if they are asked for, and print the figures."""
     options = _parse(words)
     counts = {streams: options.prompts or PROMPTS.get(streams, 2 * streams) for streams in options.streams}
-    recipes = {streams: load_recipe(options.choice.get(streams, CHOICES.get(streams))) for streams in counts}
+    recipes = {streams: load_recipe(options.choice[streams]) for streams in counts}
     asked = next(iter(recipes.values())).model
     model = models.resolve(asked)
     needed = WARM_UP + options.rounds * sum(counts.values())
@@ -226,13 +230,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where Samples and the servers' logs stay")
     parser.add_argument("--chart", type=Path, help="where to write the chart, SVG")
     options = parser.parse_args(words)
-    options.choice = dict(options.choice)
+    options.choice = _chosen_here() | dict(options.choice)
     if options.rounds < 1 or (options.prompts is not None and options.prompts < 1):
         parser.error("there has to be a round and a prompt at least")
     for streams in options.streams:
-        if streams not in options.choice and streams not in CHOICES:
+        if streams not in options.choice:
             parser.error(f"say what is ours at {streams} streams, with --choice {streams}=RECIPE")
     return options
+
+
+def _chosen_here() -> dict[int, Path]:
+    """Return what was chosen on a CPU that can do what this one can."""
+    return next((choices for isa, choices in CHOICES.items() if isa in detect().isa), {})
 
 
 def _numbers(text: str) -> list[int]:

@@ -16,8 +16,8 @@ AFTER_COST = 1.3
 """The same over an entry of a short race."""
 PRESETS_SHARE = 0.08
 """Share of the budget that is kept for the presets' benchmark."""
-ALONE_SHARE = 0.06
-"""Share of the budget that is kept for racing the winner's techniques alone: what each of them is worth is an answer, too."""
+ALONE, ALONE_SHARE = 4, 0.12
+"""So many of the winner's techniques can be raced alone after the final, in this share of the budget at most: what each is worth is an answer, too."""
 SLOW = 25
 """With no room for so many entries of a short race in the budget, nothing is kept for these two: they have what is left."""
 WEIGHTS_SHARE = 0.5
@@ -58,7 +58,7 @@ def after_s(search: Search) -> float:
 
 def alone_s(search: Search) -> float:
     """Seconds that are kept between the final and that, for the winner's techniques alone."""
-    return 0.0 if _narrow(search) else ALONE_SHARE * search.run.budget_s
+    return 0.0 if _narrow(search) else min(ALONE_SHARE * search.run.budget_s, (ALONE + 1) * (search.entry_s or 0.0))
 
 
 def _narrow(search: Search) -> bool:
@@ -88,7 +88,7 @@ def has_room(search: Search, seconds: float, entries: int) -> bool:
 
 def final(search: Search) -> Final:
     """Return the largest final that there is room for, or the smallest."""
-    left = search.run.left_s - alone_s(search) - after_s(search)
+    left = search.run.left_s - after_s(search)
     if search.entry_s is None:
         return SIZES[0] if left >= FINAL_SHARE * search.run.budget_s else SIZES[-1]
     return next((size for size in SIZES if size.round_s(search) <= left), SIZES[-1])

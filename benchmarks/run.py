@@ -19,14 +19,16 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
-RECIPES = [HERE.parent / "examples" / "recipes" / f"{name}.toml" for name in ("smollm2-cost", "smollm2-int8")]
+COST, AVX512, INT8 = (
+    HERE.parent / "examples" / "recipes" / f"smollm2-{name}.toml" for name in ("cost", "avx512", "int8")
+)
 JOBS = {
     "light": [str(HERE / "light.py")],
     "cold_start": [str(HERE / "cold_start.py")],
-    "speedup": [str(HERE / "speedup.py"), *map(str, RECIPES)],
+    "speedup": [str(HERE / "speedup.py"), str(AVX512), str(INT8)],
     "decoder": [str(HERE / "decoder.py")],
-    "gateway": [str(HERE / "gateway.py"), str(RECIPES[0])],
-    "soak": [str(HERE / "soak.py"), str(RECIPES[0])],
+    "gateway": [str(HERE / "gateway.py"), str(COST)],
+    "soak": [str(HERE / "soak.py"), str(COST)],
     "speculation": [str(HERE / "speculation.py"), "--chart", str(RESULTS / "speculation.svg")],
     "agreement": [str(HERE / "agreement.py")],
     "surface": [str(HERE / "surface.py")],

@@ -12,9 +12,9 @@ from quicksilver.nouns.score import Preference
 
 Mark = Literal["winner", "as-is", "over", ""]
 MANY = 12
-"""Rows that are shown at once. Where there are more, those of recipes that can't win are folded away, but for"""
+"""Rows of a table that are read at a glance. Where there are more, recipes that can't win are folded away."""
 FIRST = 5
-"""the best ones, and the best of each engine that would have no row."""
+"""The best of those stay, and so does the best of an engine that has no other row."""
 
 
 @dataclass(frozen=True, slots=True)

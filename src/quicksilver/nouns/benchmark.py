@@ -41,7 +41,8 @@ class Benchmark(Noun):
         None, description="how the highest load that meets `slo` was looked for, if it was"
     )
     server_gone: bool = Field(
-        False, description="nothing answered any more at the end; a note says since when, and of a search its `ended`"
+        False,
+        description="nothing answered any more at the end of the loads; a note says since when (a search has `ended`)",
     )
     notes: tuple[str, ...] = Field((), description="doubts about the figures, a sentence each")
 

@@ -75,7 +75,7 @@ class OpenVino(Engine):
         from quicksilver.engines.process import serve_process
 
         self.version()
-        check_room(artifact)
+        check_room(artifact, self.runtime_mb)
         with serve_process(self.name, artifact, settings, port=port, log=log, python=sys.executable) as endpoint:
             yield endpoint
 
@@ -114,7 +114,7 @@ class OpenVino(Engine):
     def open(self, artifact: Path, settings: Settings) -> Decoder:
         from quicksilver.engines.openvino.files import check_room
 
-        check_room(artifact)
+        check_room(artifact, self.runtime_mb)
         _import_lightly()
         if settings.speculation is not None and settings.speculation.kind == "draft":
             from quicksilver.engines.openvino.genai import GenAiDecoder

@@ -18,20 +18,17 @@ log = logging.getLogger(__name__)
 SHARE = 0.5
 """Of the memory that is free once the model is loaded, for the KV cache: steps and other programs need some, too."""
 
-RUNTIME_MB = 200
-"""What a process takes that has OpenVINO loaded and no model."""
 
-
-def check_room(artifact: Path) -> None:
+def check_room(artifact: Path, runtime_mb: float) -> None:
     """Raise NotEnoughError where not even the weights fit: they are laid out for the CPU in memory of their own.
 
-    The KV cache takes what is left then, and at most half of it (`cache_bytes`).
+    `runtime_mb` is what the server takes besides. The KV cache takes at most half of what is left then (`cache_bytes`).
     """
     weights_mb = sum(path.stat().st_size for path in artifact.rglob("*.bin")) / 1e6
     free_mb = available_memory() / 1e6
-    if weights_mb + RUNTIME_MB > free_mb:
+    if weights_mb + runtime_mb > free_mb:
         raise NotEnoughError(
-            f"Serving needs about {weights_mb + RUNTIME_MB:,.0f} MB ({weights_mb:,.0f} of weights, and no KV cache yet) and "
+            f"Serving needs about {weights_mb + runtime_mb:,.0f} MB ({weights_mb:,.0f} of weights, and no KV cache yet) and "
             f"{free_mb:,.0f} MB of memory are free; round the weights to fewer bits, or free some."
         )
 

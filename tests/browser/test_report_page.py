@@ -43,6 +43,7 @@ def write(variant: str, folder: Path) -> Path:
         ("golden", {"media": "print", "width": 740}),
         ("evil", {"width": 400}),
         ("forty", {}),
+        ("beaten", {}),
         ("one_concurrency", {}),
         ("no_quality", {}),
         ("no_winner", {"dark": True}),

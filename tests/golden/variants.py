@@ -101,14 +101,12 @@ def beaten() -> Result:
         c if c.label in names else c.model_copy(update={"eligible": False, "reason": "The short race left it behind."})
         for c in base.candidates
     ]
-    slowest = min(
-        (c for c in lost if c.label not in names), key=lambda c: c.score.cost.measured if c.score.cost else 0.0
-    )
-    cost = slowest.score.cost
+    one = min((c for c in lost if c.label not in names), key=lambda c: c.score.cost.measured if c.score.cost else 0.0)
+    cost = one.score.cost
     assert cost is not None
-    dear = _scored(slowest, cost=cost.model_copy(update={"measured": 1000.0}))
+    dear = _scored(one, cost=cost.model_copy(update={"measured": 1000.0}))
     last = dear.model_copy(update={"recipe": {**dear.recipe, "engine": "vllm"}, "label": "vllm: as-is"})
-    return base.model_copy(update={"candidates": (*(c for c in lost if c is not slowest), last)})
+    return base.model_copy(update={"candidates": (*(c for c in lost if c is not one), last)})
 
 
 def evil() -> Result:
